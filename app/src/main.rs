@@ -1,0 +1,2 @@
+//! The `ringstone` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pluggable block devices on reactors.

@@ -1,0 +1,1 @@
+//! NVMe over Fabrics: wire format, protocol machines, target.

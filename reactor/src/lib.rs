@@ -1,0 +1,1 @@
+//! Pinned, polled, adaptive reactor runtime with its seams to the outside world.

@@ -1,0 +1,1 @@
+//! Vocabulary of the control plane: methods, parameters, errors.

@@ -1,0 +1,1 @@
+//! Deterministic simulator: production reactors, bdevs and target over a seeded world.
