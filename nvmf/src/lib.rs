@@ -1,1 +1,7 @@
 //! NVMe over Fabrics: wire format, protocol machines, target.
+//!
+//! - [`spec`]: the bytes of the specifications as types, and the parse of a
+//!   submission queue entry into a typed command. No state.
+#![forbid(unsafe_code)]
+
+pub mod spec;
