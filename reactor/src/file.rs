@@ -9,14 +9,19 @@
 //! | io_uring | [`uring`] | the kernel offers it |
 //! | thread pool | [`threads`] | it does not, or it was asked for |
 
+pub mod os;
+pub mod threads;
+mod transfer;
+pub mod uring;
+
 use std::any::Any;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::buffer::Buffers;
-use crate::park::Source;
+use crate::buffer::{Buffers, Region};
+use crate::park::{Parker, Source};
 
 /// The token under which a reactor's parker reports its file engine.
 pub const ENGINE_TOKEN: u64 = u64::MAX - 1;
@@ -218,3 +223,34 @@ pub fn temporary_beside(path: &Path) -> PathBuf {
     name.push(".tmp");
     path.with_file_name(name)
 }
+
+/// An engine of the operating system for the calling thread's reactor. The memory of `region` must stay mapped while
+/// the engine is used; `parker` will report completions under [`ENGINE_TOKEN`].
+///
+/// # Errors
+/// When the engine asked for cannot be had, or with [`EngineChoice::Auto`] none.
+pub fn os_engine(choice: EngineChoice, region: Region, parker: &mut dyn Parker) -> io::Result<Box<dyn FileEngine>> {
+    let ring = match choice {
+        EngineChoice::Threads => None,
+        EngineChoice::Uring => Some(uring::UringEngine::new(region, parker).map_err(|error| {
+            let hint = "see /proc/sys/kernel/io_uring_disabled and the container's seccomp profile";
+            io::Error::new(error.kind(), format!("io_uring cannot be used: {error} ({hint})"))
+        })?),
+        EngineChoice::Auto => match uring::UringEngine::new(region, parker) {
+            Ok(engine) => Some(engine),
+            Err(error) => {
+                tracing::warn!(%error, "io_uring cannot be used; file I/O runs on threads, which is slower");
+                None
+            }
+        },
+    };
+    let engine: Box<dyn FileEngine> = match ring {
+        Some(engine) => Box::new(engine),
+        None => Box::new(threads::ThreadEngine::new(parker)?),
+    };
+    tracing::debug!(mode = engine.mode(), "file engine");
+    Ok(engine)
+}
+
+#[cfg(test)]
+mod tests;
