@@ -1,1 +1,14 @@
-//! Pluggable block devices on reactors.
+//! Block devices on reactors.
+//!
+//! A [`Bdev`](core::Bdev) is shared by all reactors; its [`IoChannel`](core::IoChannel)s are not: each reactor that uses
+//! the device has one, and every I/O submitted on a reactor completes on it. What all devices have in common
+//! (validation, splitting, emulation, range locks, removal, statistics) is done once by the per-reactor
+//! [`IoRuntime`](core::IoRuntime), so that a module is only the code that reads and writes.
+//!
+//! | module | concern |
+//! |---|---|
+//! | [`core`] | the layer: I/O, channels, runtime, registry, control plane |
+//! | [`modules`] | the devices themselves, one line each in [`modules::MODULES`] |
+
+pub mod core;
+pub mod modules;

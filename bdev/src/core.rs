@@ -1,0 +1,41 @@
+//! The bdev layer.
+//!
+//! # Path of an I/O
+//! ```text
+//! client --submit--> IoRuntime: pool, checks, locks, split, emulation --> IoChannel::submit --> device
+//!                                                                             |   same reactor: IoCx::complete
+//! client <--inbox--- IoRuntime: sagas, IoChannel::completed, statistics <-----+   other thread: Io::complete -> ring
+//! ```
+//! One [`Io`] travels the whole way. A layer that needs it back leaves a frame on it; splitting and emulation rewrite the
+//! same `Io` piece by piece, so they need no memory and cannot run out of slots half way.
+//!
+//! # Rooms
+//! | module | concern |
+//! |---|---|
+//! | [`types`] | operations, statuses, geometry |
+//! | [`io`] | the travelling I/O, its pool and its home |
+//! | [`channel`] | the traits that a module implements |
+//! | [`runtime`] | one reactor's part of the layer |
+//! | [`saga`] | split and emulated operations |
+//! | [`locks`] | range locks and quiescing across reactors |
+//! | [`registry`] | names, descriptors, claims |
+//! | [`system`] | the control plane: register, remove, resize, statistics |
+//! | [`stats`] | counters |
+
+pub mod channel;
+pub mod io;
+pub mod locks;
+pub mod registry;
+pub mod runtime;
+pub mod saga;
+pub mod stats;
+pub mod system;
+pub mod types;
+
+pub use channel::{Bdev, IoChannel};
+pub use io::{Completion, Io, IoRequest, IoTag};
+pub use registry::{BdevEvent, BdevInfo, ClaimKind, Descriptor};
+pub use runtime::{ChannelCx, ChannelId, ClientId, IoCx, IoRuntime, RuntimeConfig};
+pub use stats::IoStats;
+pub use system::{BdevError, BdevSystem, NewBdev};
+pub use types::{Geometry, IoStatus, Op, OpKind, OpSet};

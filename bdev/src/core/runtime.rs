@@ -1,0 +1,798 @@
+//! One reactor's part of the bdev layer: channels, the routing of I/Os between them, the pool, file I/O.
+//!
+//! # Invariants
+//! - Every I/O drawn from the pool is in exactly one place: a queue of this runtime, a module, a file engine, the
+//!   completion ring, a saga, or a client's inbox.
+//! - Pool size = ring capacity: a completion from another thread always finds a slot.
+//! - A channel closes when nobody refers to it and nothing is outstanding on it, whichever comes last.
+//! - Calls into modules never nest: what a module completes or forwards goes through `queue`.
+//!
+//! # Waiting
+//! Requests beyond the pool wait in `waiting`, in order, across all clients; the clients bound them (a queue pair has
+//! its depth). Sagas that need bounce memory wait in `bounce_waiters`; one reserved buffer guarantees that the first of
+//! them goes on.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reactor::buffer::{ClassStats, PoolConfig, Region};
+use reactor::file::{File, FileDone, FileEngine, FileOp, FileRequest, FileSlot};
+use reactor::mailbox::{Full, Message};
+use reactor::ring::{Consumer, ring};
+use reactor::{BufferPool, Buffers, Context, Instant, Poller, Progress, ReactorHandle, ReactorId, Schedule};
+use slab::Slab;
+
+use super::channel::IoChannel;
+use super::io::{Completion, Frame, Home, HomeInner, Io, IoBody, IoRequest, IoTag, MAX_LAYERS, NO_SAGA, arrayvec};
+use super::locks::Gate;
+use super::registry::{BdevId, BdevInfo};
+use super::saga::Saga;
+use super::stats::{IoStats, StatsReset};
+use super::types::{Geometry, IoStatus, Op, OpSet};
+
+/// Names one reactor's channel to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChannelId(pub(super) u32);
+
+/// Names one inbox of a runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientId(pub(super) u32);
+
+/// Sizes of one reactor's part of the bdev layer.
+#[derive(Clone, Copy, Debug)]
+pub struct RuntimeConfig {
+    /// I/Os that may be outstanding at once; further ones wait. Rounded up to a power of two.
+    pub io_pool: usize,
+    /// Payload memory.
+    pub buffers: PoolConfig,
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        RuntimeConfig { io_pool: 8192, buffers: PoolConfig::default() }
+    }
+}
+
+/// Bytes of the reserved bounce buffer, and the most that an emulated operation moves at once.
+pub(super) const BOUNCE_BYTES: usize = 128 * 1024;
+
+/// Completions taken from the ring in one poll.
+const RING_BATCH: usize = 256;
+
+pub(super) enum Step {
+    Submit(ChannelId, Io),
+    Complete(Io),
+}
+
+/// What modules reach while they handle an I/O.
+pub struct IoCx<'a> {
+    pub(super) inner: &'a mut Inner,
+    pub(super) channel: ChannelId,
+}
+
+impl IoCx<'_> {
+    /// Ends an operation on its own reactor.
+    #[inline]
+    pub fn complete(&mut self, mut io: Io, status: IoStatus) {
+        io.body_mut().status = status;
+        self.inner.queue.push_back(Step::Complete(io));
+    }
+
+    /// Passes an operation on to a lower device's channel; it comes back through
+    /// [`IoChannel::completed`].
+    #[inline]
+    pub fn forward(&mut self, to: ChannelId, mut io: Io) {
+        io.body_mut().frames.top().expect("a module holds an Io under its own frame").forwarded = true;
+        self.inner.queue.push_back(Step::Submit(to, io));
+    }
+
+    /// Starts a file operation with the I/O's payload; it comes back through [`IoChannel::file_done`].
+    #[inline]
+    pub fn submit_file(&mut self, slot: FileSlot, op: FileOp, offset: u64, io: Io) {
+        let request = FileRequest { slot, op, offset, payload: io.into_body(), token: self.channel.0.into() };
+        self.inner.engine.submit(request);
+    }
+
+    /// The instant of this poll.
+    #[inline]
+    pub fn now(&self) -> Instant {
+        self.inner.now
+    }
+
+    /// Payload memory.
+    pub fn pool(&mut self) -> &mut BufferPool {
+        &mut self.inner.pool
+    }
+}
+
+/// What modules reach while a channel opens or closes.
+pub struct ChannelCx<'a> {
+    runtime: &'a mut IoRuntime,
+    depth: usize,
+}
+
+impl ChannelCx<'_> {
+    /// Opens the channel of a lower device.
+    ///
+    /// # Errors
+    /// As the lower device says, or when devices are stacked too deep.
+    pub fn get_channel(&mut self, bdev: &Arc<BdevInfo>) -> io::Result<ChannelId> {
+        self.runtime.get_channel_at(bdev, self.depth + 1)
+    }
+
+    /// Gives a lower device's channel back.
+    pub fn put_channel(&mut self, channel: ChannelId) {
+        self.runtime.put_channel(channel);
+    }
+
+    /// Makes a file known to this reactor's engine.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn attach_file(&mut self, file: Arc<dyn File>) -> io::Result<FileSlot> {
+        self.runtime.inner.engine.attach(file)
+    }
+
+    /// Forgets a file.
+    pub fn detach_file(&mut self, slot: FileSlot) {
+        self.runtime.inner.engine.detach(slot);
+    }
+
+    /// What file I/O is done with on this reactor.
+    pub fn file_mode(&self) -> String {
+        self.runtime.inner.engine.mode()
+    }
+
+    /// The reactor that the channel is on.
+    pub fn reactor(&self) -> ReactorId {
+        self.runtime.reactor
+    }
+}
+
+/// The parts that modules may touch while a channel is borrowed.
+pub(super) struct Inner {
+    pub(super) queue: VecDeque<Step>,
+    pub(super) engine: Box<dyn FileEngine>,
+    pub(super) pool: BufferPool,
+    pub(super) now: Instant,
+}
+
+pub(super) struct Channel {
+    pub(super) bdev: Arc<BdevInfo>,
+    /// `None` once the device is gone; the channel then only refuses.
+    pub(super) module: Option<Box<dyn IoChannel>>,
+    pub(super) geometry: Geometry,
+    pub(super) native: OpSet,
+    refs: u32,
+    depth: usize,
+    removing: bool,
+    removed: Vec<Box<dyn FnOnce()>>,
+    /// I/Os in the module, by epoch; the third counts those that hold a range lock.
+    pub(super) in_flight: [u32; 3],
+    pub(super) epoch: u8,
+    pub(super) gates: Vec<Gate>,
+    /// I/Os that wait for a gate to open, in order.
+    pub(super) parked: VecDeque<Io>,
+    /// Requests of this channel that wait for the pool.
+    waiting: u32,
+    stats: IoStats,
+}
+
+impl Channel {
+    fn outstanding(&self) -> u32 {
+        self.in_flight.iter().sum::<u32>() + self.parked.len() as u32 + self.waiting
+    }
+}
+
+#[derive(Default)]
+struct Client {
+    inbox: Vec<Completion>,
+}
+
+/// One reactor's part of the bdev layer. Lives in an `Rc<RefCell<_>>` among the reactor's extensions.
+pub struct IoRuntime {
+    pub(super) reactor: ReactorId,
+    pub(super) group: Vec<ReactorHandle>,
+    pub(super) inner: Inner,
+    pub(super) channels: Slab<Channel>,
+    by_bdev: HashMap<BdevId, ChannelId>,
+    polled: Vec<ChannelId>,
+    clients: Slab<Client>,
+    // Boxed because I/Os travel by pointer, and the same box goes out again and again.
+    #[allow(clippy::vec_box)]
+    free: Vec<Box<IoBody>>,
+    waiting: VecDeque<(ChannelId, ClientId, IoRequest)>,
+    ring: Consumer<Box<IoBody>>,
+    home: Home,
+    files_done: Vec<FileDone>,
+    pub(super) sagas: Slab<Saga>,
+    pub(super) bounce_waiters: VecDeque<u32>,
+    pub(super) reserve: Option<Buffers>,
+    outbox: VecDeque<(ReactorId, Message)>,
+    closing: Vec<ChannelId>,
+}
+
+/// The runtime as others on the reactor hold it.
+pub type SharedRuntime = Rc<RefCell<IoRuntime>>;
+
+impl IoRuntime {
+    /// Builds the runtime of a reactor, adds its poller, and puts it among the reactor's extensions.
+    ///
+    /// # Errors
+    /// When payload memory or a file engine cannot be had.
+    pub fn install(cx: &mut Context, config: RuntimeConfig) -> io::Result<SharedRuntime> {
+        let pool = BufferPool::new(config.buffers)?;
+        let region: Region = pool.region();
+        let platform = Arc::clone(cx.platform());
+        let engine = platform.file_engine(region, cx.parker())?;
+        let (producer, consumer) = ring(config.io_pool.max(2));
+        let capacity = producer.capacity();
+        let home =
+            Home { inner: Arc::new(HomeInner { ring: producer, waker: cx.waker(), closed: AtomicBool::new(false) }) };
+        let free = (0..capacity).map(|_| IoRuntime::blank(&home)).collect();
+        let runtime = IoRuntime {
+            reactor: cx.id(),
+            group: cx.group().to_vec(),
+            inner: Inner { queue: VecDeque::new(), engine, pool, now: cx.now() },
+            channels: Slab::new(),
+            by_bdev: HashMap::new(),
+            polled: Vec::new(),
+            clients: Slab::new(),
+            free,
+            waiting: VecDeque::new(),
+            ring: consumer,
+            home,
+            files_done: Vec::new(),
+            sagas: Slab::new(),
+            bounce_waiters: VecDeque::new(),
+            reserve: Some(Buffers::heap(BOUNCE_BYTES)),
+            outbox: VecDeque::new(),
+            closing: Vec::new(),
+        };
+        let shared: SharedRuntime = Rc::new(RefCell::new(runtime));
+        cx.insert(RuntimeSlot(Rc::clone(&shared)));
+        cx.add_poller("bdev", Schedule::Active, Box::new(RuntimePoller(Rc::clone(&shared))));
+        Ok(shared)
+    }
+
+    /// The runtime of the reactor behind `cx`.
+    ///
+    /// # Panics
+    /// If it was not installed.
+    pub fn of(cx: &Context) -> SharedRuntime {
+        let slot = cx.get::<RuntimeSlot>().expect("the bdev layer is installed on every reactor");
+        Rc::clone(&slot.0)
+    }
+
+    fn blank(home: &Home) -> Box<IoBody> {
+        Box::new(IoBody {
+            op: Op::Flush,
+            lba: 0,
+            blocks: 0,
+            bufs: Buffers::new(),
+            status: IoStatus::Success,
+            tag: IoTag { client: ClientId(u32::MAX), user: 0 },
+            frames: arrayvec::Frames::default(),
+            home: home.clone(),
+            spare: false,
+        })
+    }
+
+    // ---- clients ---------------------------------------------------------------------------------------------------
+
+    /// Opens an inbox.
+    pub fn add_client(&mut self) -> ClientId {
+        ClientId(self.clients.insert(Client::default()) as u32)
+    }
+
+    /// Closes an inbox. The client must have got back everything that it submitted.
+    pub fn remove_client(&mut self, client: ClientId) {
+        self.clients.remove(client.0 as usize);
+    }
+
+    /// Submits an operation. Its completion comes to `client`'s inbox, at the earliest in the next [`IoRuntime::run`].
+    #[inline]
+    pub fn submit(&mut self, channel: ChannelId, client: ClientId, request: IoRequest) {
+        if !self.waiting.is_empty() || self.free.is_empty() {
+            self.channels[channel.0 as usize].waiting += 1;
+            self.waiting.push_back((channel, client, request));
+            return;
+        }
+        self.start(channel, client, request);
+    }
+
+    #[inline]
+    fn start(&mut self, channel: ChannelId, client: ClientId, request: IoRequest) {
+        let mut body = self.free.pop().expect("the caller saw a free I/O");
+        body.op = request.op;
+        body.lba = request.lba;
+        body.blocks = request.blocks;
+        body.bufs = request.bufs;
+        body.status = IoStatus::Success;
+        body.tag = IoTag { client, user: request.user };
+        self.enter(channel, Io::from_body(body));
+    }
+
+    /// Moves `client`'s completions to `out`.
+    #[inline]
+    pub fn take_completions(&mut self, client: ClientId, out: &mut Vec<Completion>) {
+        out.append(&mut self.clients[client.0 as usize].inbox);
+    }
+
+    /// Gives a completion's I/O back to the pool, and its payload if it was not taken.
+    #[inline]
+    pub fn recycle(&mut self, mut completion: Completion) {
+        if !completion.body.bufs.is_empty() {
+            self.inner.pool.put(completion.take_bufs());
+        }
+        if !completion.body.spare {
+            self.free.push(completion.body);
+        }
+    }
+
+    /// Tries to end an operation early. `true`: it will complete with [`IoStatus::Aborted`] (or just has otherwise).
+    pub fn abort(&mut self, channel: ChannelId, tag: IoTag) -> bool {
+        let found =
+            self.waiting.iter().position(|(_, client, request)| *client == tag.client && request.user == tag.user);
+        if let Some(index) = found {
+            let (channel, client, request) = self.waiting.remove(index).expect("the index was just found");
+            let slot = &mut self.channels[channel.0 as usize];
+            slot.waiting -= 1;
+            // It never drew an I/O from the pool: the one that carries it home is made here and ends in `recycle`.
+            let mut body = IoRuntime::blank(&self.home);
+            body.spare = true;
+            body.bufs = request.bufs;
+            body.tag = IoTag { client, user: request.user };
+            body.status = IoStatus::Aborted;
+            self.clients[client.0 as usize].inbox.push(Completion { body });
+            return true;
+        }
+        let slot = &mut self.channels[channel.0 as usize];
+        if let Some(index) = slot.parked.iter().position(|io| io.tag() == tag) {
+            let mut io = slot.parked.remove(index).expect("the index was just found");
+            io.body_mut().frames.pop();
+            io.body_mut().status = IoStatus::Aborted;
+            self.inner.queue.push_back(Step::Complete(io));
+            return true;
+        }
+        let module = slot.module.as_mut();
+        module.is_some_and(|module| module.abort(tag, &mut IoCx { inner: &mut self.inner, channel }))
+    }
+
+    /// Payload memory of this reactor.
+    #[inline]
+    pub fn pool(&mut self) -> &mut BufferPool {
+        &mut self.inner.pool
+    }
+
+    /// State of the payload memory, by class.
+    pub fn pool_stats(&mut self) -> [ClassStats; 3] {
+        self.inner.pool.stats()
+    }
+
+    /// What file I/O is done with.
+    pub fn file_mode(&self) -> String {
+        self.inner.engine.mode()
+    }
+
+    /// Sets the instant that new I/Os start at; each poller that submits calls it once a poll.
+    #[inline]
+    pub fn set_now(&mut self, now: Instant) {
+        self.inner.now = now;
+    }
+
+    // ---- channels --------------------------------------------------------------------------------------------------
+
+    /// This reactor's channel to `bdev`, opened when it is the first. Give it back with
+    /// [`IoRuntime::put_channel`].
+    ///
+    /// # Errors
+    /// As the device says; `NotFound` when it is being removed.
+    pub fn get_channel(&mut self, bdev: &Arc<BdevInfo>) -> io::Result<ChannelId> {
+        self.get_channel_at(bdev, 0)
+    }
+
+    fn get_channel_at(&mut self, bdev: &Arc<BdevInfo>, depth: usize) -> io::Result<ChannelId> {
+        if depth >= MAX_LAYERS {
+            return Err(io::Error::other(format!(
+                "devices are stacked more than {MAX_LAYERS} deep at '{}'",
+                bdev.name()
+            )));
+        }
+        if let Some(&id) = self.by_bdev.get(&bdev.id()) {
+            let slot = &mut self.channels[id.0 as usize];
+            if !slot.removing {
+                if depth > slot.depth {
+                    slot.depth = depth;
+                }
+                slot.refs += 1;
+                return Ok(id);
+            }
+        }
+        if bdev.is_removing() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("'{}' is being removed", bdev.name())));
+        }
+        let module = bdev.device().open_channel(&mut ChannelCx { runtime: self, depth })?;
+        let geometry = bdev.device().geometry();
+        let polled = module.wants_poll();
+        let slot = Channel {
+            bdev: Arc::clone(bdev),
+            module: Some(module),
+            geometry,
+            native: bdev.device().native_ops(),
+            refs: 1,
+            depth,
+            removing: false,
+            removed: Vec::new(),
+            in_flight: [0; 3],
+            epoch: 0,
+            gates: bdev.locks().gates_for_new_channel(),
+            parked: VecDeque::new(),
+            waiting: 0,
+            stats: IoStats::default(),
+        };
+        let id = ChannelId(self.channels.insert(slot) as u32);
+        self.by_bdev.insert(bdev.id(), id);
+        if polled {
+            self.polled.push(id);
+        }
+        Ok(id)
+    }
+
+    /// Gives a channel back. It closes once nothing is outstanding on it.
+    pub fn put_channel(&mut self, channel: ChannelId) {
+        let slot = &mut self.channels[channel.0 as usize];
+        slot.refs -= 1;
+        if slot.refs == 0 {
+            self.close_if_done(channel);
+        }
+    }
+
+    fn close_if_done(&mut self, channel: ChannelId) {
+        let slot = &mut self.channels[channel.0 as usize];
+        if slot.outstanding() > 0 {
+            return;
+        }
+        let unused = slot.refs == 0;
+        if (unused || slot.removing)
+            && let Some(mut module) = slot.module.take()
+        {
+            slot.bdev.retire_stats(&slot.stats);
+            slot.stats = IoStats::default();
+            let depth = slot.depth;
+            let removed = std::mem::take(&mut slot.removed);
+            self.polled.retain(|&id| id != channel);
+            module.close(&mut ChannelCx { runtime: self, depth });
+            drop(module);
+            removed.into_iter().for_each(|tell| tell());
+        }
+        if unused {
+            let slot = self.channels.remove(channel.0 as usize);
+            if self.by_bdev.get(&slot.bdev.id()) == Some(&channel) {
+                self.by_bdev.remove(&slot.bdev.id());
+            }
+        }
+    }
+
+    /// The geometry under which a channel works now.
+    #[inline]
+    pub fn geometry(&self, channel: ChannelId) -> &Geometry {
+        &self.channels[channel.0 as usize].geometry
+    }
+
+    /// Starts to remove a device from this reactor: new I/O fails, what is outstanding is aborted or drains, the channel
+    /// closes, and then `done` is called (at once when there is no channel).
+    pub(super) fn remove_bdev(&mut self, bdev: BdevId, done: Box<dyn FnOnce()>) {
+        let Some(&channel) = self.by_bdev.get(&bdev) else { return done() };
+        let slot = &mut self.channels[channel.0 as usize];
+        if slot.module.is_none() {
+            return done();
+        }
+        slot.removing = true;
+        slot.removed.push(done);
+        if let Some(module) = slot.module.as_mut() {
+            module.abort_all(&mut IoCx { inner: &mut self.inner, channel });
+        }
+        for mut io in std::mem::take(&mut slot.parked) {
+            io.body_mut().frames.pop();
+            io.body_mut().status = IoStatus::NoDevice;
+            self.inner.queue.push_back(Step::Complete(io));
+        }
+        self.run();
+        // `run` may already have closed it.
+        if self.channels.contains(channel.0 as usize) {
+            self.close_if_done(channel);
+        }
+    }
+
+    /// Tells this reactor's channel of a new size.
+    pub(super) fn resize_bdev(&mut self, bdev: BdevId, geometry: Geometry) {
+        let Some(channel) = self.by_bdev.get(&bdev) else { return };
+        let slot = &mut self.channels[channel.0 as usize];
+        slot.geometry = geometry;
+        if let Some(module) = slot.module.as_mut() {
+            module.resized(&geometry);
+        }
+    }
+
+    /// This reactor's counters of a device.
+    pub fn bdev_stats(&self, bdev: BdevId) -> Option<IoStats> {
+        let channel = self.by_bdev.get(&bdev)?;
+        Some(self.channels[channel.0 as usize].stats)
+    }
+
+    /// Forgets counters of a device.
+    pub fn reset_bdev_stats(&mut self, bdev: BdevId, mode: StatsReset) {
+        if let Some(channel) = self.by_bdev.get(&bdev) {
+            self.channels[channel.0 as usize].stats.reset(mode);
+        }
+    }
+
+    /// The open channels: device name and references.
+    pub fn channel_refs(&self) -> Vec<(String, u32)> {
+        self.channels.iter().map(|(_, slot)| (slot.bdev.name().to_string(), slot.refs)).collect()
+    }
+
+    pub(super) fn channel_of(&self, bdev: BdevId) -> Option<ChannelId> {
+        self.by_bdev.get(&bdev).copied()
+    }
+
+    // ---- the way down ----------------------------------------------------------------------------------------------
+
+    /// Brings an I/O to a channel: checks, gates, then the module or a saga.
+    pub(super) fn enter(&mut self, channel: ChannelId, mut io: Io) {
+        let slot = &mut self.channels[channel.0 as usize];
+        let body = io.body_mut();
+        let (op, lba, blocks) = (body.op, body.lba, body.blocks);
+        let frame =
+            Frame { channel, saga: NO_SAGA, forwarded: false, epoch: slot.epoch, op, blocks, started: self.inner.now };
+        let status = check(slot, op, lba, blocks, body.bufs.len());
+        if status != IoStatus::Success {
+            body.status = status;
+            slot.stats.record(op.kind(), 0, self.inner.now, self.inner.now, status);
+            self.inner.queue.push_back(Step::Complete(io));
+            return;
+        }
+        body.frames.push(frame);
+        if !slot.gates.is_empty() && slot.gates.iter().any(|gate| gate.blocks(op, lba, blocks)) {
+            slot.parked.push_back(io);
+            return;
+        }
+        self.dispatch(channel, io);
+    }
+
+    /// Gives an I/O that passed its channel's gates to the module, or to a saga.
+    #[inline]
+    pub(super) fn dispatch(&mut self, channel: ChannelId, mut io: Io) {
+        let slot = &mut self.channels[channel.0 as usize];
+        if Saga::is_needed(slot, &io) {
+            return self.begin_saga(channel, io);
+        }
+        let epoch = slot.epoch;
+        slot.in_flight[epoch as usize] += 1;
+        io.body_mut().frames.top().expect("its frame was just pushed").epoch = epoch;
+        self.give_to_module(channel, io);
+    }
+
+    #[inline]
+    pub(super) fn give_to_module(&mut self, channel: ChannelId, io: Io) {
+        let slot = &mut self.channels[channel.0 as usize];
+        match slot.module.as_mut() {
+            Some(module) => module.submit(io, &mut IoCx { inner: &mut self.inner, channel }),
+            None => IoCx { inner: &mut self.inner, channel }.complete(io, IoStatus::NoDevice),
+        }
+    }
+
+    // ---- the way up ------------------------------------------------------------------------------------------------
+
+    /// Routes a completed I/O one layer up.
+    #[inline]
+    fn finish(&mut self, mut io: Io) {
+        let Some(frame) = io.body_mut().frames.top().copied() else {
+            let client = io.body().tag.client;
+            self.clients[client.0 as usize].inbox.push(Completion { body: io.into_body() });
+            return;
+        };
+        let channel = frame.channel;
+        if frame.forwarded {
+            io.body_mut().frames.top().expect("it was just seen").forwarded = false;
+            let slot = &mut self.channels[channel.0 as usize];
+            match slot.module.as_mut() {
+                Some(module) => module.completed(io, &mut IoCx { inner: &mut self.inner, channel }),
+                None => self.inner.queue.push_back(Step::Complete(io)),
+            }
+            return;
+        }
+        if frame.saga != NO_SAGA {
+            return self.continue_saga(frame.saga, io);
+        }
+        self.leave(frame, io);
+    }
+
+    /// An I/O leaves a channel for good.
+    #[inline]
+    pub(super) fn leave(&mut self, frame: Frame, mut io: Io) {
+        io.body_mut().frames.pop();
+        let channel = frame.channel;
+        let slot = &mut self.channels[channel.0 as usize];
+        let bytes = frame.blocks.saturating_mul(slot.geometry.block_size.into());
+        slot.stats.record(frame.op.kind(), bytes, frame.started, self.inner.now, io.body().status);
+        let count = &mut slot.in_flight[frame.epoch as usize];
+        *count -= 1;
+        let drained = *count == 0;
+        let ending = slot.removing || slot.refs == 0;
+        let gated = !slot.gates.is_empty();
+        self.inner.queue.push_back(Step::Complete(io));
+        if drained && gated {
+            self.gates_progress(channel);
+        }
+        if drained && ending {
+            // Not at once: the I/O on the queue may still belong to a client that is about to let go of the channel.
+            self.closing.push(channel);
+        }
+    }
+
+    /// Runs until no I/O is on its way between layers.
+    pub fn run(&mut self) {
+        loop {
+            while let Some(step) = self.inner.queue.pop_front() {
+                match step {
+                    Step::Submit(channel, io) => self.enter(channel, io),
+                    Step::Complete(io) => self.finish(io),
+                }
+            }
+            if !self.admit_waiting() && !self.feed_bounce_waiters() {
+                break;
+            }
+        }
+        while let Some(channel) = self.closing.pop() {
+            if self.channels.contains(channel.0 as usize) {
+                self.close_if_done(channel);
+            }
+        }
+    }
+
+    fn admit_waiting(&mut self) -> bool {
+        let mut any = false;
+        while !self.free.is_empty() {
+            let Some((channel, client, request)) = self.waiting.pop_front() else { break };
+            self.channels[channel.0 as usize].waiting -= 1;
+            self.start(channel, client, request);
+            any = true;
+        }
+        any
+    }
+
+    /// Hands file operations submitted since the last call to the host, and messages to other reactors.
+    pub fn flush(&mut self) {
+        self.inner.engine.flush();
+        while let Some((reactor, message)) = self.outbox.pop_front() {
+            if let Err(Full(message)) = self.group[reactor.0 as usize].send(message) {
+                self.outbox.push_front((reactor, message));
+                break;
+            }
+        }
+    }
+
+    /// Sends a message to another reactor's runtime; waits in the outbox while that reactor's mailbox is full. Bounded by
+    /// the range locks and resets under way.
+    pub(super) fn send_to(&mut self, reactor: ReactorId, work: impl FnOnce(&mut IoRuntime) + Send + 'static) {
+        let message: Message = Box::new(move |cx: &mut Context| {
+            let runtime = IoRuntime::of(cx);
+            let mut runtime = runtime.borrow_mut();
+            runtime.set_now(cx.now());
+            work(&mut runtime);
+            runtime.run();
+            runtime.flush();
+        });
+        self.outbox.push_back((reactor, message));
+    }
+
+    fn poll(&mut self, now: Instant) -> Progress {
+        self.set_now(now);
+        let queue = &mut self.inner.queue;
+        let mut busy = self.ring.pop_batch(RING_BATCH, |body| queue.push_back(Step::Complete(Io::from_body(body)))) > 0;
+        busy |= self.inner.engine.reap(&mut self.files_done) > 0;
+        let mut done = std::mem::take(&mut self.files_done);
+        for FileDone { token, payload, result } in done.drain(..) {
+            let body = payload.into_any().downcast::<IoBody>().expect("this runtime submits only its own I/Os");
+            let channel = ChannelId(token as u32);
+            let io = Io::from_body(body);
+            let slot = &mut self.channels[channel.0 as usize];
+            let mut cx = IoCx { inner: &mut self.inner, channel };
+            match slot.module.as_mut() {
+                Some(module) => module.file_done(io, result, &mut cx),
+                None => cx.complete(io, IoStatus::NoDevice),
+            }
+        }
+        self.files_done = done;
+        for index in 0..self.polled.len() {
+            let channel = self.polled[index];
+            let slot = &mut self.channels[channel.0 as usize];
+            if let Some(module) = slot.module.as_mut() {
+                busy |= module.poll(&mut IoCx { inner: &mut self.inner, channel }).is_busy();
+            }
+        }
+        busy |= !self.inner.queue.is_empty() || !self.outbox.is_empty();
+        self.run();
+        self.flush();
+        Progress::from_busy(busy)
+    }
+
+    /// Whether nothing is outstanding anywhere on this reactor.
+    pub fn is_quiet(&self) -> bool {
+        self.inner.queue.is_empty()
+            && self.waiting.is_empty()
+            && self.inner.engine.in_flight() == 0
+            && self.channels.iter().all(|(_, slot)| slot.outstanding() == 0)
+    }
+}
+
+impl Drop for IoRuntime {
+    fn drop(&mut self) {
+        // What is still on its way ends with the reactor; nobody will read the ring again.
+        self.home.inner.closed.store(true, Ordering::Release);
+    }
+}
+
+impl std::fmt::Debug for IoRuntime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IoRuntime")
+            .field("reactor", &self.reactor)
+            .field("channels", &self.channels.len())
+            .field("free", &self.free.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[inline]
+fn check(slot: &Channel, op: Op, lba: u64, blocks: u64, payload: usize) -> IoStatus {
+    if slot.removing || slot.module.is_none() {
+        return IoStatus::NoDevice;
+    }
+    if matches!(op, Op::Flush | Op::Reset) {
+        return IoStatus::Success;
+    }
+    if blocks == 0 || payload as u64 != op.payload_bytes(blocks, slot.geometry.block_size) {
+        return IoStatus::Invalid;
+    }
+    if !slot.geometry.contains(lba, blocks) {
+        return IoStatus::OutOfRange;
+    }
+    if op.modifies() && slot.geometry.read_only {
+        return IoStatus::ReadOnly;
+    }
+    match op {
+        Op::Copy { source_lba } if !slot.geometry.contains(source_lba, blocks) => IoStatus::OutOfRange,
+        _ => IoStatus::Success,
+    }
+}
+
+/// The extension under which a reactor keeps its runtime.
+struct RuntimeSlot(SharedRuntime);
+
+struct RuntimePoller(SharedRuntime);
+
+impl Poller for RuntimePoller {
+    fn poll(&mut self, cx: &mut Context) -> Progress {
+        self.0.borrow_mut().poll(cx.now())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let runtime = self.0.borrow();
+        let modules = runtime.polled.iter().filter_map(|id| runtime.channels[id.0 as usize].module.as_ref());
+        modules.filter_map(|module| module.deadline()).min()
+    }
+
+    fn may_sleep(&mut self, _: &mut Context) -> bool {
+        let runtime = self.0.borrow();
+        runtime.ring.is_empty()
+            && runtime.inner.queue.is_empty()
+            && runtime.outbox.is_empty()
+            && runtime.clients.iter().all(|(_, client)| client.inbox.is_empty())
+    }
+}
