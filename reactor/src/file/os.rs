@@ -332,3 +332,114 @@ impl Files for OsFiles {
         sync_folder(to)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::tests::Folder;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_created_volume_is_sparse_private_and_never_overwrites() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = Folder::temporary();
+        let path = folder.0.join("volume");
+        OsFiles.create(&path, 1 << 30).unwrap();
+        let found = fs::metadata(&path).unwrap();
+        assert_eq!((found.len(), mode(&path)), (1 << 30, PRIVATE));
+        assert!(found.blocks() * 512 < 1 << 20, "it is not sparse");
+        let error = OsFiles.create(&path, 4096).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert!(error.to_string().contains("volume"), "{error}");
+        assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 30);
+        // A size that no file can have leaves nothing behind.
+        let other = folder.0.join("other");
+        assert!(OsFiles.create(&other, u64::MAX).is_err());
+        assert!(!other.exists());
+    }
+
+    #[test]
+    fn a_volume_is_opened_for_writing_once() {
+        let folder = Folder::temporary();
+        let path = folder.0.join("volume");
+        OsFiles.create(&path, 1 << 20).unwrap();
+        let write = OpenOptions { read_only: false, direct: false };
+        let read = OpenOptions { read_only: true, direct: false };
+        let first = OsFiles.open(&path, write).unwrap();
+        for options in [write, read] {
+            let error = OsFiles.open(&path, options).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+            assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        }
+        drop(first);
+        let readers = [OsFiles.open(&path, read).unwrap(), OsFiles.open(&path, read).unwrap()];
+        assert!(OsFiles.open(&path, write).is_err());
+        assert!(!readers[0].info().discard);
+        drop(readers);
+        assert_eq!(OsFiles.open(&path, write).unwrap().path(), path);
+    }
+
+    #[test]
+    fn what_is_found_is_what_the_host_does() {
+        let folder = Folder::temporary();
+        let path = folder.0.join("volume");
+        OsFiles.create(&path, 1 << 20).unwrap();
+        let cached = OsFile::open(&path, OpenOptions::default()).unwrap();
+        assert_eq!((cached.info().bytes, cached.info().io_unit, cached.info().direct), (1 << 20, 1, false));
+        assert!(cached.info().volatile_cache && !cached.info().block_device);
+        OsFiles.set_len(&path, 2 << 20).unwrap();
+        assert_eq!(cached.bytes().unwrap(), 2 << 20);
+        drop(cached);
+        let direct = OsFile::open(&path, OpenOptions { read_only: false, direct: true }).unwrap();
+        let flags = rustix::fs::fcntl_getfl(&direct.fd).unwrap();
+        assert_eq!(flags.contains(OFlags::DIRECT), direct.info().direct);
+        assert!(direct.info().io_unit.is_power_of_two());
+        // The unit that was found really works.
+        let mut memory = Buffer::heap(direct.info().io_unit as usize);
+        let unit = u64::from(direct.info().io_unit);
+        assert_eq!(rustix::io::pread(&direct.fd, &mut memory[..], unit).unwrap() as u64, unit);
+    }
+
+    #[test]
+    fn only_files_and_block_devices_are_opened() {
+        let folder = Folder::temporary();
+        let fifo = folder.0.join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for path in [fifo.as_path(), folder.0.as_path(), Path::new("/dev/null")] {
+            let error = OsFiles.open(path, OpenOptions::default()).err().unwrap();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+        }
+        let missing = OsFiles.open(&folder.0.join("missing"), OpenOptions::default()).err().unwrap();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        assert!(missing.to_string().contains("missing"), "{missing}");
+        assert!(OsFiles.set_len(Path::new("/dev/null"), 5).is_err());
+    }
+
+    #[test]
+    fn a_small_file_is_replaced_whole_or_not_at_all() {
+        let folder = Folder::temporary();
+        let path = folder.0.join("state.json");
+        OsFiles.replace(&path, b"one").unwrap();
+        assert_eq!(mode(&path), PRIVATE);
+        assert_eq!(OsFiles.read(&path, 3).unwrap(), b"one");
+        assert_eq!(OsFiles.read(&path, 2).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        // Left over from a crash, readable by all.
+        fs::write(temporary_beside(&path), b"half of something longer").unwrap();
+        OsFiles.replace(&path, b"two").unwrap();
+        assert_eq!((OsFiles.read(&path, 99).unwrap(), mode(&path)), (b"two".to_vec(), PRIVATE));
+        assert!(!temporary_beside(&path).exists());
+        // A link planted in the temporary file's place is not written through.
+        let victim = folder.0.join("victim");
+        fs::write(&victim, b"precious").unwrap();
+        std::os::unix::fs::symlink(&victim, temporary_beside(&path)).unwrap();
+        assert!(OsFiles.replace(&path, b"three").is_err());
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        OsFiles.rename(&path, &folder.0.join("kept")).unwrap();
+        assert_eq!(fs::read(folder.0.join("kept")).unwrap(), b"two");
+        assert!(OsFiles.rename(&path, &folder.0.join("gone")).is_err());
+    }
+}

@@ -195,7 +195,7 @@ impl Drop for Workers {
     }
 }
 
-/// Waits for engines' files: which are attached, and how many operations each has under way.
+/// An engine's files, and how many operations each has under way.
 #[derive(Default)]
 pub(super) struct Attached {
     slots: Slab<(Target, usize)>,
@@ -207,9 +207,9 @@ impl Attached {
     }
 
     pub(super) fn remove(&mut self, slot: FileSlot) -> Target {
-        let (target, under_way) = self.slots.remove(slot.0 as usize);
-        assert_eq!(under_way, 0, "{}: detached with operations under way", target.file.path().display());
-        target
+        let (target, under_way) = &self.slots[slot.0 as usize];
+        assert_eq!(*under_way, 0, "{}: detached with operations under way", target.file.path().display());
+        self.slots.remove(slot.0 as usize).0
     }
 
     pub(super) fn begin(&mut self, slot: FileSlot) -> &Target {
