@@ -162,10 +162,7 @@ impl AdminCommand {
                 uuid_index: uuid_index(sqe),
                 nsid,
             }),
-            admin::ABORT => AdminCommand::Abort(Abort {
-                sqid: cdw10 as u16,
-                cid: (cdw10 >> 16) as u16,
-            }),
+            admin::ABORT => AdminCommand::Abort(Abort { sqid: cdw10 as u16, cid: (cdw10 >> 16) as u16 }),
             admin::SET_FEATURES => AdminCommand::SetFeatures(SetFeatures {
                 fid: cdw10 as u8,
                 save: cdw10 >> 31 != 0,
@@ -195,10 +192,8 @@ impl AdminCommand {
         };
         // Fused operations exist for I/O commands only (Base 3.4.2), and what
         // concerns no namespace has a cleared NSID (Base 4.1.1).
-        let no_namespace = matches!(
-            command,
-            AdminCommand::Abort(_) | AdminCommand::AsyncEventRequest | AdminCommand::KeepAlive
-        );
+        let no_namespace =
+            matches!(command, AdminCommand::Abort(_) | AdminCommand::AsyncEventRequest | AdminCommand::KeepAlive);
         if sqe.fuse() != Fuse::None || (no_namespace && nsid != 0) {
             return Err(INVALID_FIELD);
         }
@@ -224,11 +219,7 @@ fn get_log_page(sqe: &Sqe) -> Result<GetLogPage> {
         rae: cdw10 & 1 << 15 != 0,
         lsi: (cdw11 >> 16) as u16,
         len_bytes: (numd + 1) * 4,
-        offset: if by_index {
-            LogOffset::Index(offset)
-        } else {
-            LogOffset::Bytes(offset)
-        },
+        offset: if by_index { LogOffset::Index(offset) } else { LogOffset::Bytes(offset) },
         csi: (sqe.cdw14.get() >> 24) as u8,
         uuid_index: uuid_index(sqe),
         nsid: sqe.nsid.get(),
@@ -336,19 +327,11 @@ impl FabricsCommand {
                     property: Property::from_offset(cdw11),
                     offset: cdw11,
                     size_bytes,
-                    value: if size_bytes == 8 {
-                        low | u64::from(sqe.cdw13.get()) << 32
-                    } else {
-                        low
-                    },
+                    value: if size_bytes == 8 { low | u64::from(sqe.cdw13.get()) << 32 } else { low },
                 }
             }
-            fabrics::AUTHENTICATION_SEND => {
-                FabricsCommand::AuthenticationSend(authentication(cdw10, cdw11))
-            }
-            fabrics::AUTHENTICATION_RECEIVE => {
-                FabricsCommand::AuthenticationReceive(authentication(cdw10, cdw11))
-            }
+            fabrics::AUTHENTICATION_SEND => FabricsCommand::AuthenticationSend(authentication(cdw10, cdw11)),
+            fabrics::AUTHENTICATION_RECEIVE => FabricsCommand::AuthenticationReceive(authentication(cdw10, cdw11)),
             fabrics::DISCONNECT => {
                 record_format(cdw10)?;
                 FabricsCommand::Disconnect
@@ -359,11 +342,7 @@ impl FabricsCommand {
 }
 
 fn record_format(cdw10: u32) -> Result<()> {
-    if cdw10 & 0xffff == 0 {
-        Ok(())
-    } else {
-        Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr())
-    }
+    if cdw10 & 0xffff == 0 { Ok(()) } else { Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()) }
 }
 
 fn property_size(cdw10: u32) -> Result<u8> {
@@ -634,19 +613,12 @@ impl IoCommand {
         let cdw11 = sqe.cdw11.get();
         Ok(match sqe.opcode {
             io::READ => IoCommand::Read(block_range(sqe)),
-            io::WRITE => IoCommand::Write {
-                range: block_range(sqe),
-                fused,
-            },
+            io::WRITE => IoCommand::Write { range: block_range(sqe), fused },
             io::FLUSH => IoCommand::Flush,
-            io::COMPARE => IoCommand::Compare {
-                range: block_range(sqe),
-                fused,
-            },
-            io::WRITE_ZEROES => IoCommand::WriteZeroes {
-                range: block_range(sqe),
-                deallocate: sqe.cdw12.get() & 1 << 25 != 0,
-            },
+            io::COMPARE => IoCommand::Compare { range: block_range(sqe), fused },
+            io::WRITE_ZEROES => {
+                IoCommand::WriteZeroes { range: block_range(sqe), deallocate: sqe.cdw12.get() & 1 << 25 != 0 }
+            }
             io::WRITE_UNCORRECTABLE => IoCommand::WriteUncorrectable(block_range(sqe)),
             io::VERIFY => IoCommand::Verify(block_range(sqe)),
             io::DATASET_MANAGEMENT => IoCommand::DatasetManagement(DatasetManagement {
@@ -688,10 +660,9 @@ impl IoCommand {
                 ignore_existing_key: cdw10 & 8 != 0,
                 rtype: (cdw10 >> 8) as u8,
             }),
-            io::RESERVATION_REPORT => IoCommand::ReservationReport {
-                len_bytes: (u64::from(cdw10) + 1) * 4,
-                extended: cdw11 & 1 != 0,
-            },
+            io::RESERVATION_REPORT => {
+                IoCommand::ReservationReport { len_bytes: (u64::from(cdw10) + 1) * 4, extended: cdw11 & 1 != 0 }
+            }
             _ => return Err(Status::INVALID_OPCODE.dnr()),
         })
     }
@@ -742,16 +713,10 @@ mod tests {
         let mut sqe = Sqe::new_zeroed();
         sqe.opcode = opcode;
         sqe.flags = 1 << 6;
-        for (field, value) in [
-            &mut sqe.cdw10,
-            &mut sqe.cdw11,
-            &mut sqe.cdw12,
-            &mut sqe.cdw13,
-            &mut sqe.cdw14,
-            &mut sqe.cdw15,
-        ]
-        .into_iter()
-        .zip(cdws)
+        for (field, value) in
+            [&mut sqe.cdw10, &mut sqe.cdw11, &mut sqe.cdw12, &mut sqe.cdw13, &mut sqe.cdw14, &mut sqe.cdw15]
+                .into_iter()
+                .zip(cdws)
         {
             field.set(value);
         }
@@ -762,14 +727,7 @@ mod tests {
     fn read_and_write() {
         let mut cmd = sqe(
             io::WRITE,
-            [
-                0x5566_7788,
-                0x11,
-                0xffff | 1 << 30 | 5 << 20 | 0x9 << 26,
-                0x1234_0007,
-                0xaabb,
-                0x0002_0001,
-            ],
+            [0x5566_7788, 0x11, 0xffff | 1 << 30 | 5 << 20 | 0x9 << 26, 0x1234_0007, 0xaabb, 0x0002_0001],
         );
         let range = BlockRange {
             slba: 0x11_5566_7788,
@@ -784,35 +742,21 @@ mod tests {
             app_tag: 1,
             app_mask: 2,
         };
-        assert_eq!(
-            IoCommand::parse(&cmd),
-            Ok(IoCommand::Write {
-                range,
-                fused: false
-            })
-        );
+        assert_eq!(IoCommand::parse(&cmd), Ok(IoCommand::Write { range, fused: false }));
         assert_eq!(range.len_bytes(512), 65536 * 512);
         cmd.flags |= 2;
-        assert_eq!(
-            IoCommand::parse(&cmd),
-            Ok(IoCommand::Write { range, fused: true })
-        );
+        assert_eq!(IoCommand::parse(&cmd), Ok(IoCommand::Write { range, fused: true }));
         cmd.opcode = io::READ;
         assert_eq!(IoCommand::parse(&cmd), Err(INVALID_FIELD));
         cmd.opcode = io::COMPARE;
         assert_eq!(IoCommand::parse(&cmd), Err(INVALID_FIELD));
         cmd.flags ^= 3;
-        assert_eq!(
-            IoCommand::parse(&cmd),
-            Ok(IoCommand::Compare { range, fused: true })
-        );
+        assert_eq!(IoCommand::parse(&cmd), Ok(IoCommand::Compare { range, fused: true }));
     }
 
     #[test]
     fn ranges_do_not_overflow() {
-        let IoCommand::Read(range) =
-            IoCommand::parse(&sqe(io::READ, [u32::MAX, u32::MAX, 0, 0, 0, 0])).unwrap()
-        else {
+        let IoCommand::Read(range) = IoCommand::parse(&sqe(io::READ, [u32::MAX, u32::MAX, 0, 0, 0, 0])).unwrap() else {
             panic!()
         };
         assert_eq!(range.end(), None);
@@ -832,10 +776,9 @@ mod tests {
                 deallocate: true,
             }))
         );
-        let Ok(AdminCommand::GetLogPage(log)) = AdminCommand::parse(&sqe(
-            admin::GET_LOG_PAGE,
-            [0xffff_8000 | 0x0170, 0x0007_ffff, 8, 1, 3 << 24 | 2, 0],
-        )) else {
+        let Ok(AdminCommand::GetLogPage(log)) =
+            AdminCommand::parse(&sqe(admin::GET_LOG_PAGE, [0xffff_8000 | 0x0170, 0x0007_ffff, 8, 1, 3 << 24 | 2, 0]))
+        else {
             panic!()
         };
         assert_eq!(log.len_bytes, 1 << 34);
@@ -844,48 +787,25 @@ mod tests {
         assert_eq!((log.csi, log.uuid_index), (3, 2));
         assert_eq!(
             IoCommand::parse(&sqe(io::RESERVATION_REPORT, [u32::MAX, 1, 0, 0, 0, 0])),
-            Ok(IoCommand::ReservationReport {
-                len_bytes: 1 << 34,
-                extended: true
-            })
+            Ok(IoCommand::ReservationReport { len_bytes: 1 << 34, extended: true })
         );
-        let Ok(IoCommand::Copy(copy)) = IoCommand::parse(&sqe(io::COPY, [9, 0, 0x2103, 0, 0, 0]))
-        else {
-            panic!()
-        };
-        assert_eq!(
-            (copy.sdlba, copy.ranges, copy.format, copy.prinfo_read),
-            (9, 4, 1, 2)
-        );
+        let Ok(IoCommand::Copy(copy)) = IoCommand::parse(&sqe(io::COPY, [9, 0, 0x2103, 0, 0, 0])) else { panic!() };
+        assert_eq!((copy.sdlba, copy.ranges, copy.format, copy.prinfo_read), (9, 4, 1, 2));
     }
 
     #[test]
     fn log_offsets() {
-        let log = |cdw12, cdw14| {
-            AdminCommand::parse(&sqe(admin::GET_LOG_PAGE, [0, 0, cdw12, 0, cdw14, 0]))
-        };
+        let log = |cdw12, cdw14| AdminCommand::parse(&sqe(admin::GET_LOG_PAGE, [0, 0, cdw12, 0, cdw14, 0]));
         assert_eq!(log(2, 0), Err(INVALID_FIELD));
-        let Ok(AdminCommand::GetLogPage(by_index)) = log(3, 1 << 23) else {
-            panic!()
-        };
+        let Ok(AdminCommand::GetLogPage(by_index)) = log(3, 1 << 23) else { panic!() };
         assert_eq!(by_index.offset, LogOffset::Index(3));
     }
 
     #[test]
     fn admin_commands() {
         assert_eq!(
-            AdminCommand::parse(&sqe(
-                admin::IDENTIFY,
-                [0x0005_0006, 0x0200_0003, 0, 0, 0x84, 0]
-            )),
-            Ok(AdminCommand::Identify(Identify {
-                cns: 6,
-                cntid: 5,
-                cnssi: 3,
-                csi: 2,
-                uuid_index: 4,
-                nsid: 0,
-            }))
+            AdminCommand::parse(&sqe(admin::IDENTIFY, [0x0005_0006, 0x0200_0003, 0, 0, 0x84, 0])),
+            Ok(AdminCommand::Identify(Identify { cns: 6, cntid: 5, cnssi: 3, csi: 2, uuid_index: 4, nsid: 0 }))
         );
         assert_eq!(
             AdminCommand::parse(&sqe(admin::ABORT, [0x0005_0001, 0, 0, 0, 0, 0])),
@@ -908,30 +828,16 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(
-            (set.fid, set.save, set.cdw11, set.cdw13, set.cdw15),
-            (0xf, true, 11, 13, 15)
-        );
-        for opcode in [
-            admin::CREATE_IO_SQ,
-            admin::DELETE_IO_CQ,
-            admin::FORMAT_NVM,
-            0xc0,
-        ] {
-            assert_eq!(
-                AdminCommand::parse(&sqe(opcode, [0; 6])),
-                Err(Status::INVALID_OPCODE.dnr())
-            );
+        assert_eq!((set.fid, set.save, set.cdw11, set.cdw13, set.cdw15), (0xf, true, 11, 13, 15));
+        for opcode in [admin::CREATE_IO_SQ, admin::DELETE_IO_CQ, admin::FORMAT_NVM, 0xc0] {
+            assert_eq!(AdminCommand::parse(&sqe(opcode, [0; 6])), Err(Status::INVALID_OPCODE.dnr()));
         }
     }
 
     #[test]
     fn admin_commands_are_never_fused_and_some_have_no_namespace() {
         let mut keep_alive = sqe(admin::KEEP_ALIVE, [0; 6]);
-        assert_eq!(
-            AdminCommand::parse(&keep_alive),
-            Ok(AdminCommand::KeepAlive)
-        );
+        assert_eq!(AdminCommand::parse(&keep_alive), Ok(AdminCommand::KeepAlive));
         keep_alive.nsid.set(1);
         assert_eq!(AdminCommand::parse(&keep_alive), Err(INVALID_FIELD));
         let mut aer = sqe(admin::ASYNC_EVENT_REQUEST, [0; 6]);
@@ -958,29 +864,16 @@ mod tests {
                 kato_ms: 120_000,
             }))
         );
-        assert_eq!(
-            fabrics(fabrics::CONNECT, [1, 0, 0, 0, 0, 0]),
-            Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr())
-        );
-        assert_eq!(
-            fabrics(fabrics::DISCONNECT, [1, 0, 0, 0, 0, 0]),
-            Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr())
-        );
-        assert_eq!(
-            fabrics(fabrics::DISCONNECT, [0; 6]),
-            Ok(FabricsCommand::Disconnect)
-        );
+        assert_eq!(fabrics(fabrics::CONNECT, [1, 0, 0, 0, 0, 0]), Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()));
+        assert_eq!(fabrics(fabrics::DISCONNECT, [1, 0, 0, 0, 0, 0]), Err(Status::CONNECT_INCOMPATIBLE_FORMAT.dnr()));
+        assert_eq!(fabrics(fabrics::DISCONNECT, [0; 6]), Ok(FabricsCommand::Disconnect));
     }
 
     #[test]
     fn properties() {
         assert_eq!(
             fabrics(fabrics::PROPERTY_GET, [1, 0, 0, 0, 0, 0]),
-            Ok(FabricsCommand::PropertyGet {
-                property: Some(Property::Cap),
-                offset: 0,
-                size_bytes: 8
-            })
+            Ok(FabricsCommand::PropertyGet { property: Some(Property::Cap), offset: 0, size_bytes: 8 })
         );
         assert_eq!(
             fabrics(fabrics::PROPERTY_SET, [0, 0x14, 0x46_0001, 7, 0, 0]),
@@ -993,28 +886,16 @@ mod tests {
         );
         assert_eq!(
             fabrics(fabrics::PROPERTY_GET, [0, 0x30, 0, 0, 0, 0]),
-            Ok(FabricsCommand::PropertyGet {
-                property: None,
-                offset: 0x30,
-                size_bytes: 4
-            })
+            Ok(FabricsCommand::PropertyGet { property: None, offset: 0x30, size_bytes: 4 })
         );
-        assert_eq!(
-            fabrics(fabrics::PROPERTY_GET, [2, 0, 0, 0, 0, 0]),
-            Err(INVALID_FIELD)
-        );
+        assert_eq!(fabrics(fabrics::PROPERTY_GET, [2, 0, 0, 0, 0, 0]), Err(INVALID_FIELD));
     }
 
     #[test]
     fn authentication_and_unknown() {
         assert_eq!(
             fabrics(fabrics::AUTHENTICATION_SEND, [0xe901_0100, 64, 0, 0, 0, 0]),
-            Ok(FabricsCommand::AuthenticationSend(Authentication {
-                secp: 0xe9,
-                spsp0: 1,
-                spsp1: 1,
-                len_bytes: 64
-            }))
+            Ok(FabricsCommand::AuthenticationSend(Authentication { secp: 0xe9, spsp0: 1, spsp1: 1, len_bytes: 64 }))
         );
         assert_eq!(fabrics(0x33, [0; 6]), Err(Status::INVALID_OPCODE.dnr()));
     }
@@ -1029,10 +910,7 @@ mod tests {
                 change_ptpl: 3,
             }))
         );
-        assert_eq!(
-            IoCommand::parse(&sqe(io::RESERVATION_REGISTER, [0x4000_0000, 0, 0, 0, 0, 0])),
-            Err(INVALID_FIELD)
-        );
+        assert_eq!(IoCommand::parse(&sqe(io::RESERVATION_REGISTER, [0x4000_0000, 0, 0, 0, 0, 0])), Err(INVALID_FIELD));
         assert_eq!(
             IoCommand::parse(&sqe(io::RESERVATION_ACQUIRE, [0x0302, 0, 0, 0, 0, 0])),
             Ok(IoCommand::ReservationAcquire(ReservationAcquire {
@@ -1041,13 +919,7 @@ mod tests {
                 rtype: 3,
             }))
         );
-        assert_eq!(
-            IoCommand::parse(&sqe(io::RESERVATION_RELEASE, [2, 0, 0, 0, 0, 0])),
-            Err(INVALID_FIELD)
-        );
-        assert_eq!(
-            IoCommand::parse(&sqe(0x7a, [0; 6])),
-            Err(Status::INVALID_OPCODE.dnr())
-        );
+        assert_eq!(IoCommand::parse(&sqe(io::RESERVATION_RELEASE, [2, 0, 0, 0, 0, 0])), Err(INVALID_FIELD));
+        assert_eq!(IoCommand::parse(&sqe(0x7a, [0; 6])), Err(Status::INVALID_OPCODE.dnr()));
     }
 }

@@ -79,15 +79,11 @@ mod tests {
 
     #[test]
     fn bytes() {
-        let mut cqe =
-            Cqe::new(0x1234, Status::INVALID_FIELD.dnr()).with_result(0x1122_3344_5566_7788);
+        let mut cqe = Cqe::new(0x1234, Status::INVALID_FIELD.dnr()).with_result(0x1122_3344_5566_7788);
         cqe.sqhd = U16::new(0x0a0b);
         assert_eq!(
             cqe.as_bytes(),
-            [
-                0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0x0b, 0x0a, 0, 0, 0x34, 0x12, 0x04,
-                0x80
-            ]
+            [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11, 0x0b, 0x0a, 0, 0, 0x34, 0x12, 0x04, 0x80]
         );
         assert_eq!(cqe.result(), 0x1122_3344_5566_7788);
         assert_eq!(cqe.status(), Status::INVALID_FIELD.dnr());

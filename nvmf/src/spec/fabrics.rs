@@ -55,9 +55,7 @@ impl ConnectData {
     /// # Errors
     /// Data SGL Length Invalid if there are fewer than 1024.
     pub fn parse(bytes: &[u8]) -> Result<Self, Status> {
-        Self::read_from_prefix(bytes)
-            .map(|(data, _)| data)
-            .map_err(|_| Status::DATA_SGL_LENGTH_INVALID.dnr())
+        Self::read_from_prefix(bytes).map(|(data, _)| data).map_err(|_| Status::DATA_SGL_LENGTH_INVALID.dnr())
     }
 
     /// The subsystem NQN, if it is UTF-8, not empty, not too long and ended by a zero.
@@ -103,18 +101,12 @@ impl InvalidParameter {
 
     /// At a byte of the submission queue entry.
     pub const fn command(offset: u16) -> Self {
-        Self {
-            offset,
-            in_data: false,
-        }
+        Self { offset, in_data: false }
     }
 
     /// At a byte of the Connect data.
     pub const fn data(offset: u16) -> Self {
-        Self {
-            offset,
-            in_data: true,
-        }
+        Self { offset, in_data: true }
     }
 
     /// IPO in bits 15:0, IATTR in bits 23:16.
@@ -124,10 +116,7 @@ impl InvalidParameter {
 
     /// From dword 0 of a completion.
     pub const fn from_dw0(dw0: u32) -> Self {
-        Self {
-            offset: dw0 as u16,
-            in_data: dw0 & 1 << 16 != 0,
-        }
+        Self { offset: dw0 as u16, in_data: dw0 & 1 << 16 != 0 }
     }
 }
 
@@ -320,10 +309,7 @@ mod tests {
         data.subnqn[0] = b's';
         data.hostnqn[0] = b'h';
         let bytes = data.as_bytes();
-        assert_eq!(
-            (bytes[16], bytes[17], bytes[256], bytes[512]),
-            (0xff, 0xff, b's', b'h')
-        );
+        assert_eq!((bytes[16], bytes[17], bytes[256], bytes[512]), (0xff, 0xff, b's', b'h'));
         let parsed = ConnectData::parse(bytes).unwrap();
         assert_eq!((parsed.subnqn(), parsed.hostnqn()), (Some("s"), Some("h")));
         assert!(ConnectData::parse(&bytes[..1023]).is_err());
@@ -345,12 +331,7 @@ mod tests {
 
     #[test]
     fn registers() {
-        let cap = Cap::default()
-            .with_mqes(127)
-            .with_cqr(1)
-            .with_to(30)
-            .with_css(0xc1)
-            .with_crms(1);
+        let cap = Cap::default().with_mqes(127).with_cqr(1).with_to(30).with_css(0xc1).with_crms(1);
         assert_eq!(cap.0, 127 | 1 << 16 | 30 << 24 | 0xc1 << 37 | 1 << 59);
         assert_eq!((cap.css(), cap.mqes()), (0xc1, 127));
         let cc = Cc(0x0046_0001);
@@ -370,9 +351,6 @@ mod tests {
     fn invalid_parameter_dword() {
         assert_eq!(InvalidParameter::SUBNQN.dw0(), 0x0001_0100);
         assert_eq!(InvalidParameter::SQSIZE.dw0(), 44);
-        assert_eq!(
-            InvalidParameter::from_dw0(0x0001_0200),
-            InvalidParameter::HOSTNQN
-        );
+        assert_eq!(InvalidParameter::from_dw0(0x0001_0200), InvalidParameter::HOSTNQN);
     }
 }

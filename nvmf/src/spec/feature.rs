@@ -129,10 +129,7 @@ impl NumberOfQueues {
     /// From dword 11 of Set Features; `None` for FFFFh, which is invalid.
     pub fn from_cdw11(cdw11: u32) -> Option<Self> {
         let (sq, cq) = (cdw11 & 0xffff, cdw11 >> 16);
-        (sq != 0xffff && cq != 0xffff).then_some(Self {
-            submission: sq + 1,
-            completion: cq + 1,
-        })
+        (sq != 0xffff && cq != 0xffff).then_some(Self { submission: sq + 1, completion: cq + 1 })
     }
 
     /// Dword 0 of the completion. Both counts must be 1 to 65536.
@@ -272,18 +269,11 @@ impl AsyncEvent {
     /// The discovery log changed.
     pub const DISCOVERY_CHANGED: Self = Self::notice(0xf0, super::log::lid::DISCOVERY);
     /// The reservation log has a page.
-    pub const RESERVATION: Self = Self {
-        kind: Self::TYPE_IO_COMMAND_SET,
-        info: 0x00,
-        lid: super::log::lid::RESERVATION,
-    };
+    pub const RESERVATION: Self =
+        Self { kind: Self::TYPE_IO_COMMAND_SET, info: 0x00, lid: super::log::lid::RESERVATION };
 
     const fn notice(info: u8, lid: u8) -> Self {
-        Self {
-            kind: Self::TYPE_NOTICE,
-            info,
-            lid,
-        }
+        Self { kind: Self::TYPE_NOTICE, info, lid }
     }
 
     /// Dword 0 of the completion.
@@ -293,11 +283,7 @@ impl AsyncEvent {
 
     /// From dword 0 of a completion.
     pub const fn from_dw0(dw0: u32) -> Self {
-        Self {
-            kind: dw0 as u8 & 7,
-            info: (dw0 >> 8) as u8,
-            lid: (dw0 >> 16) as u8,
-        }
+        Self { kind: dw0 as u8 & 7, info: (dw0 >> 8) as u8, lid: (dw0 >> 16) as u8 }
     }
 }
 
@@ -320,23 +306,13 @@ mod tests {
         assert_eq!(AsyncEvent::ANA_CHANGED.dw0(), 0x000c_0302);
         assert_eq!(AsyncEvent::DISCOVERY_CHANGED.dw0(), 0x0070_f002);
         assert_eq!(AsyncEvent::RESERVATION.dw0(), 0x0080_0006);
-        assert_eq!(
-            AsyncEvent::from_dw0(0x0070_f002),
-            AsyncEvent::DISCOVERY_CHANGED
-        );
+        assert_eq!(AsyncEvent::from_dw0(0x0070_f002), AsyncEvent::DISCOVERY_CHANGED);
     }
 
     #[test]
     fn config_bits() {
         let config = AsyncEventConfig(0x8000_0900);
-        assert_eq!(
-            (
-                config.ns_attribute(),
-                config.ana_change(),
-                config.discovery_change()
-            ),
-            (1, 1, 1)
-        );
+        assert_eq!((config.ns_attribute(), config.ana_change(), config.discovery_change()), (1, 1, 1));
         assert_eq!(config.smart(), 0);
         assert_eq!(KeepAliveTimer(u32::MAX).with_kato_ms(5).kato_ms(), 5);
     }

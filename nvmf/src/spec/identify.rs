@@ -630,10 +630,7 @@ impl<'a> NamespaceDescriptors<'a> {
     fn push(&mut self, nidt: u8, nid: &[u8]) {
         let at = self.used;
         let end = at + 4 + nid.len();
-        assert!(
-            end <= self.page.len(),
-            "identification descriptors fill the page"
-        );
+        assert!(end <= self.page.len(), "identification descriptors fill the page");
         self.page[at] = nidt;
         self.page[at + 1] = nid.len() as u8;
         self.page[at + 4..end].copy_from_slice(nid);
@@ -806,11 +803,7 @@ mod tests {
     #[test]
     fn names_are_padded() {
         let mut ctrl = IdentifyController::new_zeroed();
-        ctrl.set_names(
-            "S1",
-            "a model name that is longer than its forty bytes",
-            "1",
-        );
+        ctrl.set_names("S1", "a model name that is longer than its forty bytes", "1");
         ctrl.set_subnqn("nqn.x");
         let bytes = ctrl.as_bytes();
         assert_eq!(&bytes[4..24], b"S1                  ");

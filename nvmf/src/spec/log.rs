@@ -430,17 +430,8 @@ mod tests {
 
     #[test]
     fn effect_dwords() {
-        assert_eq!(
-            Effects::default().with_csupp(1).with_lbcc(1).with_cse(1).0,
-            0x0001_0003
-        );
-        assert_eq!(
-            LogSupport::default().with_lsupp(1).with_lidsp(2).0,
-            0x0002_0001
-        );
-        assert_eq!(
-            FeatureEffect::default().with_fsupp(1).with_fsp(2).0,
-            0x0020_0001
-        );
+        assert_eq!(Effects::default().with_csupp(1).with_lbcc(1).with_cse(1).0, 0x0001_0003);
+        assert_eq!(LogSupport::default().with_lsupp(1).with_lidsp(2).0, 0x0002_0001);
+        assert_eq!(FeatureEffect::default().with_fsupp(1).with_fsp(2).0, 0x0020_0001);
     }
 }

@@ -30,11 +30,7 @@ impl Direction {
 
     /// Of the command in a submission queue entry; looks at FCTYPE for Fabrics commands.
     pub fn of_command(sqe: &super::Sqe) -> Self {
-        if sqe.opcode == FABRICS {
-            Self::of(sqe.fctype())
-        } else {
-            Self::of(sqe.opcode)
-        }
+        if sqe.opcode == FABRICS { Self::of(sqe.fctype()) } else { Self::of(sqe.opcode) }
     }
 }
 

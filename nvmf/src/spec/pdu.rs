@@ -89,26 +89,17 @@ impl PduType {
     ///
     /// Connection set-up and termination never have one.
     pub const fn may_have_digest(self) -> bool {
-        !matches!(
-            self,
-            PduType::IcReq | PduType::IcResp | PduType::H2cTermReq | PduType::C2hTermReq
-        )
+        !matches!(self, PduType::IcReq | PduType::IcResp | PduType::H2cTermReq | PduType::C2hTermReq)
     }
 
     /// True if data may follow the header.
     pub const fn may_have_data(self) -> bool {
-        matches!(
-            self,
-            PduType::CapsuleCmd | PduType::H2cData | PduType::C2hData
-        )
+        matches!(self, PduType::CapsuleCmd | PduType::H2cData | PduType::C2hData)
     }
 
     /// True if the host sends it.
     pub const fn is_from_host(self) -> bool {
-        matches!(
-            self,
-            PduType::IcReq | PduType::H2cTermReq | PduType::CapsuleCmd | PduType::H2cData
-        )
+        matches!(self, PduType::IcReq | PduType::H2cTermReq | PduType::CapsuleCmd | PduType::H2cData)
     }
 }
 
@@ -354,11 +345,7 @@ pub const fn alignment_bytes(pda: u8) -> usize {
 /// up to the alignment.
 ///
 /// The result fits the PDO byte for every header and every alignment up to 128.
-pub const fn data_offset(
-    header_bytes: usize,
-    header_digest: bool,
-    alignment_bytes: usize,
-) -> usize {
+pub const fn data_offset(header_bytes: usize, header_digest: bool, alignment_bytes: usize) -> usize {
     let end = header_bytes + if header_digest { DIGEST_BYTES } else { 0 };
     end.div_ceil(alignment_bytes) * alignment_bytes
 }
@@ -381,24 +368,16 @@ mod tests {
 
     #[test]
     fn types() {
-        let known: Vec<u8> = (0..=255)
-            .filter(|b| PduType::from_byte(*b).is_some())
-            .collect();
+        let known: Vec<u8> = (0..=255).filter(|b| PduType::from_byte(*b).is_some()).collect();
         assert_eq!(known, [0, 1, 2, 3, 4, 5, 6, 7, 9]);
         for byte in known {
             let pdu_type = PduType::from_byte(byte).unwrap();
             assert_eq!(pdu_type as u8, byte);
-            assert_eq!(
-                CommonHeader::bare(pdu_type).plen.get() as usize,
-                pdu_type.header_bytes()
-            );
+            assert_eq!(CommonHeader::bare(pdu_type).plen.get() as usize, pdu_type.header_bytes());
             assert!(pdu_type.header_bytes() <= MAX_HEADER_BYTES);
         }
         for fes in 0..=7 {
-            assert_eq!(
-                Fes::from_wire(fes).map(|f| f as u16),
-                (1..=6).contains(&fes).then_some(fes)
-            );
+            assert_eq!(Fes::from_wire(fes).map(|f| f as u16), (1..=6).contains(&fes).then_some(fes));
         }
     }
 
@@ -413,9 +392,7 @@ mod tests {
             for digest in [false, true] {
                 for header in [24, 72] {
                     let pdo = data_offset(header, digest, alignment_bytes(pda));
-                    assert!(
-                        pdo <= 255 && pdo.is_multiple_of(alignment_bytes(pda)) && pdo >= header
-                    );
+                    assert!(pdo <= 255 && pdo.is_multiple_of(alignment_bytes(pda)) && pdo >= header);
                 }
             }
         }
@@ -423,19 +400,10 @@ mod tests {
 
     #[test]
     fn r2t_bytes() {
-        let r2t = R2t::new(
-            CommonHeader::bare(PduType::R2t),
-            0x1122,
-            0x3344,
-            0x2000,
-            0x1000,
-        );
+        let r2t = R2t::new(CommonHeader::bare(PduType::R2t), 0x1122, 0x3344, 0x2000, 0x1000);
         assert_eq!(
             r2t.as_bytes(),
-            [
-                9, 0, 24, 0, 24, 0, 0, 0, 0x22, 0x11, 0x44, 0x33, 0, 0x20, 0, 0, 0, 0x10, 0, 0, 0,
-                0, 0, 0
-            ]
+            [9, 0, 24, 0, 24, 0, 0, 0, 0x22, 0x11, 0x44, 0x33, 0, 0x20, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0]
         );
     }
 }

@@ -212,22 +212,15 @@ impl SglDescriptor {
         let len = self.len();
         Ok(match (self.id >> 4, self.id & 0xf) {
             (TYPE_TRANSPORT, SUB_TRANSPORT) => Sgl::Transport { len },
-            (TYPE_DATA_BLOCK, SUB_OFFSET) => Sgl::InCapsule {
-                offset: address,
-                len,
-            },
+            (TYPE_DATA_BLOCK, SUB_OFFSET) => Sgl::InCapsule { offset: address, len },
             (TYPE_DATA_BLOCK, SUB_ADDRESS) => Sgl::DataBlock { address, len },
             (TYPE_BIT_BUCKET, SUB_ADDRESS) => Sgl::BitBucket { len },
-            (TYPE_SEGMENT, sub @ (SUB_ADDRESS | SUB_OFFSET)) => Sgl::Segment {
-                address,
-                len,
-                in_capsule: sub == SUB_OFFSET,
-            },
-            (TYPE_LAST_SEGMENT, sub @ (SUB_ADDRESS | SUB_OFFSET)) => Sgl::LastSegment {
-                address,
-                len,
-                in_capsule: sub == SUB_OFFSET,
-            },
+            (TYPE_SEGMENT, sub @ (SUB_ADDRESS | SUB_OFFSET)) => {
+                Sgl::Segment { address, len, in_capsule: sub == SUB_OFFSET }
+            }
+            (TYPE_LAST_SEGMENT, sub @ (SUB_ADDRESS | SUB_OFFSET)) => {
+                Sgl::LastSegment { address, len, in_capsule: sub == SUB_OFFSET }
+            }
             (TYPE_KEYED, sub @ (SUB_ADDRESS | SUB_INVALIDATE_KEY)) => Sgl::Keyed {
                 address,
                 len: len & 0xff_ffff,
@@ -242,46 +235,23 @@ impl SglDescriptor {
     pub fn raw(address: u64, len: u32, id: u8) -> Self {
         let mut body = [0; 7];
         body[..4].copy_from_slice(&len.to_le_bytes());
-        Self {
-            address: U64::new(address),
-            body,
-            id,
-        }
+        Self { address: U64::new(address), body, id }
     }
 }
 
 impl From<Sgl> for SglDescriptor {
     fn from(sgl: Sgl) -> Self {
-        let list = |kind: u8, in_capsule: bool| {
-            kind << 4 | if in_capsule { SUB_OFFSET } else { SUB_ADDRESS }
-        };
+        let list = |kind: u8, in_capsule: bool| kind << 4 | if in_capsule { SUB_OFFSET } else { SUB_ADDRESS };
         match sgl {
             Sgl::DataBlock { address, len } => Self::raw(address, len, TYPE_DATA_BLOCK << 4),
-            Sgl::InCapsule { offset, len } => {
-                Self::raw(offset, len, TYPE_DATA_BLOCK << 4 | SUB_OFFSET)
-            }
+            Sgl::InCapsule { offset, len } => Self::raw(offset, len, TYPE_DATA_BLOCK << 4 | SUB_OFFSET),
             Sgl::BitBucket { len } => Self::raw(0, len, TYPE_BIT_BUCKET << 4),
-            Sgl::Segment {
-                address,
-                len,
-                in_capsule,
-            } => Self::raw(address, len, list(TYPE_SEGMENT, in_capsule)),
-            Sgl::LastSegment {
-                address,
-                len,
-                in_capsule,
-            } => Self::raw(address, len, list(TYPE_LAST_SEGMENT, in_capsule)),
-            Sgl::Keyed {
-                address,
-                len,
-                key,
-                invalidate,
-            } => {
-                let sub = if invalidate {
-                    SUB_INVALIDATE_KEY
-                } else {
-                    SUB_ADDRESS
-                };
+            Sgl::Segment { address, len, in_capsule } => Self::raw(address, len, list(TYPE_SEGMENT, in_capsule)),
+            Sgl::LastSegment { address, len, in_capsule } => {
+                Self::raw(address, len, list(TYPE_LAST_SEGMENT, in_capsule))
+            }
+            Sgl::Keyed { address, len, key, invalidate } => {
+                let sub = if invalidate { SUB_INVALIDATE_KEY } else { SUB_ADDRESS };
                 let mut sgl = Self::raw(address, len & 0xff_ffff, TYPE_KEYED << 4 | sub);
                 sgl.body[3..].copy_from_slice(&key.to_le_bytes());
                 sgl
@@ -313,12 +283,7 @@ mod tests {
     #[test]
     fn flags() {
         let mut sqe = Sqe::read_from_bytes(&[0; 64]).unwrap();
-        for (bits, fuse) in [
-            (0, Fuse::None),
-            (1, Fuse::First),
-            (2, Fuse::Second),
-            (3, Fuse::Reserved),
-        ] {
+        for (bits, fuse) in [(0, Fuse::None), (1, Fuse::First), (2, Fuse::Second), (3, Fuse::Reserved)] {
             sqe.flags = 0x40 | bits;
             assert_eq!((sqe.fuse(), sqe.psdt()), (fuse, 1));
         }
@@ -328,33 +293,12 @@ mod tests {
     fn every_descriptor_survives_the_wire() {
         for sgl in [
             Sgl::DataBlock { address: 7, len: 9 },
-            Sgl::InCapsule {
-                offset: 8,
-                len: 4096,
-            },
+            Sgl::InCapsule { offset: 8, len: 4096 },
             Sgl::BitBucket { len: 512 },
-            Sgl::Segment {
-                address: 1,
-                len: 32,
-                in_capsule: false,
-            },
-            Sgl::LastSegment {
-                address: 2,
-                len: 16,
-                in_capsule: true,
-            },
-            Sgl::Keyed {
-                address: u64::MAX,
-                len: 0xff_ffff,
-                key: 0xdead_beef,
-                invalidate: true,
-            },
-            Sgl::Keyed {
-                address: 3,
-                len: 1,
-                key: 1,
-                invalidate: false,
-            },
+            Sgl::Segment { address: 1, len: 32, in_capsule: false },
+            Sgl::LastSegment { address: 2, len: 16, in_capsule: true },
+            Sgl::Keyed { address: u64::MAX, len: 0xff_ffff, key: 0xdead_beef, invalidate: true },
+            Sgl::Keyed { address: 3, len: 1, key: 1, invalidate: false },
             Sgl::Transport { len: u32::MAX },
         ] {
             assert_eq!(SglDescriptor::from(sgl).parse(), Ok(sgl));
@@ -364,22 +308,10 @@ mod tests {
     #[test]
     fn descriptor_bytes() {
         let tcp = SglDescriptor::from(Sgl::Transport { len: 0x2000 });
-        assert_eq!(
-            tcp.as_bytes(),
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0x5a]
-        );
-        let keyed = SglDescriptor::from(Sgl::Keyed {
-            address: 0x1000,
-            len: 0x01_0203,
-            key: 0x0a0b_0c0d,
-            invalidate: true,
-        });
-        assert_eq!(
-            keyed.as_bytes(),
-            [
-                0, 0x10, 0, 0, 0, 0, 0, 0, 3, 2, 1, 0x0d, 0x0c, 0x0b, 0x0a, 0x4f
-            ]
-        );
+        assert_eq!(tcp.as_bytes(), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0x5a]);
+        let keyed =
+            SglDescriptor::from(Sgl::Keyed { address: 0x1000, len: 0x01_0203, key: 0x0a0b_0c0d, invalidate: true });
+        assert_eq!(keyed.as_bytes(), [0, 0x10, 0, 0, 0, 0, 0, 0, 3, 2, 1, 0x0d, 0x0c, 0x0b, 0x0a, 0x4f]);
     }
 
     #[test]

@@ -308,9 +308,6 @@ mod tests {
             assert!(status.name() == *text || status.sct() == 1);
         }
         assert_eq!(Status::new(7, 1).name(), "Unknown Status");
-        assert_eq!(
-            Status::INVALID_FIELD.dnr().to_string(),
-            "Invalid Field in Command (0h/02h, DNR)"
-        );
+        assert_eq!(Status::INVALID_FIELD.dnr().to_string(), "Invalid Field in Command (0h/02h, DNR)");
     }
 }

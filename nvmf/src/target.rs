@@ -1,0 +1,21 @@
+//! The NVMe-oF target: subsystems served to hosts over transports it does not know.
+//!
+//! # Control plane and reactors
+//! The control plane owns the [`model`]: what was configured. At each change it builds a new [`view`] of the whole
+//! target, immutable, and hands it to every reactor's [`poll_group`]; the change is done when every reactor says that
+//! nothing of the old view is in use any more. Reactors never lock anything of the control plane's.
+//!
+//! # Data path
+//! ```text
+//! Transport qpair -> Event::Command{slot, sqe, data} -> io: namespace, range -> bdev channel of this reactor
+//!                 <- complete(slot, cqe, data)       <- status               <- completion
+//! ```
+//! | module | concern |
+//! |---|---|
+//! | [`view`] | the target as reactors see it |
+//! | [`shared`] | what the queues of one controller share across reactors |
+//! | [`transport`] | what a transport is to the target |
+
+pub mod shared;
+pub mod transport;
+pub mod view;

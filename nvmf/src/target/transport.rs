@@ -1,0 +1,111 @@
+//! What a transport is to the target.
+//!
+//! A transport moves capsules and data; it knows nothing of subsystems. A command comes up when everything that it needs
+//! is there: data from the host has arrived, memory for data to the host is held. Memory that is short is waited for in
+//! order, inside the transport. A completion goes down with the data that belongs to it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use reactor::{BufferPool, Buffers, Context, PollerId};
+
+use super::view::{ListenAddress, TransportKind, TransportOptions};
+use crate::spec::{Cqe, Sqe, Status};
+
+/// What happened on a queue pair.
+#[derive(Debug)]
+pub enum Event {
+    /// A command that can be executed now. `slot` names it until it is completed; slots are below the queue's size.
+    Command {
+        /// The transport's name for the command.
+        slot: u16,
+        /// The command.
+        sqe: Sqe,
+        /// Data from the host, or memory for data to it: exactly the length that the command's SGL names.
+        data: Buffers,
+    },
+    /// A command that the transport could not bring up, for a fault of its own transfer; complete it with `status`.
+    Rejected {
+        /// The transport's name for the command.
+        slot: u16,
+        /// The command.
+        sqe: Sqe,
+        /// Why.
+        status: Status,
+    },
+}
+
+/// Whether a queue pair goes on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It does.
+    Alive,
+    /// The connection has ended, or must; for the log: why.
+    Ended(String),
+}
+
+/// One queue pair, on one reactor.
+pub trait Qpair {
+    /// Takes in what has arrived and appends what came of it to `events`.
+    fn receive(&mut self, pool: &mut BufferPool, events: &mut Vec<Event>) -> Life;
+    /// Something is known to be waiting: `receive` would do work now.
+    fn has_input(&self) -> bool;
+    /// Completes a command. `data` goes to the host before the completion does.
+    fn complete(&mut self, slot: u16, cqe: Cqe, data: Option<Buffers>);
+    /// Sends what was completed, as much as goes; memory of what has left goes back to `pool`.
+    fn flush(&mut self, pool: &mut BufferPool) -> Life;
+    /// There are completions that `flush` has not yet sent.
+    fn has_output(&self) -> bool;
+    /// The connection's source became ready.
+    fn ready(&mut self, readable: bool, writable: bool);
+    /// The queue was connected: commands may now be this many at once; `io` tells an I/O queue (whose capsules may carry
+    /// data of the I/O size) from an admin queue.
+    fn connected(&mut self, queue_entries: u32, sq_flow_control_disabled: bool, io: bool);
+    /// Starts reporting readiness to `poller` under `key`.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn watch(&mut self, cx: &mut Context, poller: PollerId, key: u64) -> io::Result<()>;
+    /// Ends the connection: what can be sent at once is sent, nothing is received any more. Memory goes back to `pool`.
+    fn close(&mut self, cx: &mut Context, pool: &mut BufferPool);
+    /// Where the host came from.
+    fn peer_addr(&self) -> SocketAddr;
+    /// Where the host came in.
+    fn local_addr(&self) -> SocketAddr;
+}
+
+/// A connection on its way from the reactor that accepted it to the one that will own it.
+pub trait Incoming: Send {
+    /// Makes the queue pair, on its reactor.
+    fn into_qpair(self: Box<Self>) -> Box<dyn Qpair>;
+    /// Where the host came from.
+    fn peer_addr(&self) -> SocketAddr;
+}
+
+/// A listening address, on the reactor that accepts for it.
+pub trait Acceptor: Send {
+    /// Connections that came since the last call, at most `max`.
+    fn accept(&mut self, max: usize) -> Vec<Box<dyn Incoming>>;
+    /// Starts reporting readiness to `poller` under `key`.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    fn watch(&mut self, cx: &mut Context, poller: PollerId, key: u64) -> io::Result<()>;
+    /// Ends it.
+    fn close(&mut self, cx: &mut Context);
+}
+
+/// A kind of transport.
+pub trait Transport: Send + Sync {
+    /// Which.
+    fn kind(&self) -> TransportKind;
+    /// Starts to listen.
+    ///
+    /// # Errors
+    /// As the host says: the address is in use, is not this host's, needs a privilege.
+    fn listen(&self, address: &ListenAddress, options: &TransportOptions) -> io::Result<Box<dyn Acceptor>>;
+}
+
+/// The transports that a program was built with.
+pub type Transports = Vec<Arc<dyn Transport>>;
