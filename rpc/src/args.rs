@@ -143,21 +143,14 @@ fn structured(kind: &Kind, key: &str, text: &str) -> Result<Value, ArgError> {
 fn integer(text: &str) -> Option<Number> {
     let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
     let number = match digits {
-        Some(digits) if !digits.starts_with('+') => {
-            i128::from(u64::from_str_radix(digits, 16).ok()?)
-        }
+        Some(digits) if !digits.starts_with('+') => i128::from(u64::from_str_radix(digits, 16).ok()?),
         Some(_) => return None,
         None => text.parse().ok()?,
     };
     Number::from_i128(number)
 }
 
-fn insert(
-    params: &mut Map<String, Value>,
-    path: &[&str],
-    key: &str,
-    value: Value,
-) -> Result<(), ArgError> {
+fn insert(params: &mut Map<String, Value>, path: &[&str], key: &str, value: Value) -> Result<(), ArgError> {
     let Some((first, rest)) = path.split_first() else {
         return Ok(());
     };
@@ -167,9 +160,7 @@ fn insert(
             Some(_) => wrong(format!("{key} is given twice")),
         };
     }
-    let inner = params
-        .entry(*first)
-        .or_insert_with(|| Value::Object(Map::new()));
+    let inner = params.entry(*first).or_insert_with(|| Value::Object(Map::new()));
     match inner {
         Value::Object(inner) => insert(inner, rest, key, value),
         _ => wrong(format!("{key}: {first} is no object")),
@@ -183,10 +174,8 @@ mod tests {
 
     use super::*;
 
-    const ADDRESS: Kind = Kind::Object(&[
-        Param::required("traddr", Kind::Str, "address"),
-        Param::optional("trsvcid", Kind::Str, "port"),
-    ]);
+    const ADDRESS: Kind =
+        Kind::Object(&[Param::required("traddr", Kind::Str, "address"), Param::optional("trsvcid", Kind::Str, "port")]);
 
     const METHOD: Method<()> = Method::new("thing_create", "Create it.", |_, _: Params| {
         Box::pin(async { Err::<Value, _>(RpcError::internal("never called")) })
@@ -231,10 +220,7 @@ mod tests {
         });
         assert_eq!(params, Ok(wanted));
         assert_eq!(parse_words(&["name=a=b"]), Ok(json!({"name": "a=b"})));
-        assert_eq!(
-            parse_words(&["names=[\"a,b\"]"]),
-            Ok(json!({"names": ["a,b"]}))
-        );
+        assert_eq!(parse_words(&["names=[\"a,b\"]"]), Ok(json!({"names": ["a,b"]})));
         assert_eq!(
             parse_words(&["listen_address={\"traddr\":\"::1\"}"]),
             Ok(json!({"listen_address": {"traddr": "::1"}}))
@@ -245,11 +231,7 @@ mod tests {
     fn one_object_is_taken_as_it_is() {
         assert_eq!(parse_words(&[]), Ok(Value::Null));
         assert_eq!(parse_words(&[" {\"name\": 1}"]), Ok(json!({"name": 1})));
-        assert!(
-            parse_words(&["{\"name\": "])
-                .unwrap_err()
-                .contains("not JSON")
-        );
+        assert!(parse_words(&["{\"name\": "]).unwrap_err().contains("not JSON"));
         assert!(parse_words(&["[1]"]).unwrap_err().contains("not an array"));
     }
 
@@ -263,32 +245,20 @@ mod tests {
     #[test]
     fn mistakes_are_told() {
         for (words, text) in [
-            (
-                &["nmae=x"][..],
-                "thing_create has no parameter nmae; did you mean name?",
-            ),
+            (&["nmae=x"][..], "thing_create has no parameter nmae; did you mean name?"),
             (&["zzz=x"], "known are name, size"),
             (&["name"], "write name=VALUE"),
             (&["zzz"], "\"zzz\" is not of the form key=value"),
-            (
-                &["size=big"],
-                "size=big: a 64-bit unsigned number is wanted",
-            ),
+            (&["size=big"], "size=big: a 64-bit unsigned number is wanted"),
             (&["size=0x+1"], "is wanted"),
             (&["size="], "is wanted"),
             (&["ratio=NaN"], "a number is wanted"),
             (&["readonly=maybe"], "true or false is wanted"),
             (&["ids=1,x"], "ids=x"),
-            (
-                &["listen_address.port=1"],
-                "listen_address of thing_create has no key port",
-            ),
+            (&["listen_address.port=1"], "listen_address of thing_create has no key port"),
             (&["listen_address=x"], "as JSON"),
             (&["listen_address=[]"], "an object is wanted"),
-            (
-                &["name.x=1"],
-                "name of thing_create has no key x; it has none",
-            ),
+            (&["name.x=1"], "name of thing_create has no key x; it has none"),
             (&["name=a", "name=b"], "name is given twice"),
             (&["=x"], "has no parameter"),
         ] {

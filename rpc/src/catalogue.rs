@@ -20,10 +20,7 @@ impl Catalogue {
     /// The methods that every server has: `rpc_*`, `spdk_*`, `framework_*`,
     /// `thread_*` and `log_*`. [`with`](Catalogue::with) adds those of modules.
     pub fn builtin() -> Self {
-        Self::default()
-            .with(framework::METHODS)
-            .with(log::METHODS)
-            .with(runtime::METHODS)
+        Self::default().with(framework::METHODS).with(log::METHODS).with(runtime::METHODS)
     }
 
     /// Adds the methods of one table.
@@ -167,12 +164,7 @@ fn flatten(params: &[Param], path: &str, rows: &mut Vec<Row>) {
             true => format!("{} (deprecated, without effect)", param.help),
             false => param.help.to_owned(),
         };
-        rows.push(Row {
-            name: name.clone(),
-            kind: kind(param),
-            required: param.required,
-            help,
-        });
+        rows.push(Row { name: name.clone(), kind: kind(param), required: param.required, help });
         match param.kind {
             Kind::Object(inner) => flatten(inner, &format!("{name}."), rows),
             Kind::Array(Kind::Object(inner)) => flatten(inner, &format!("{name}[]."), rows),
@@ -203,25 +195,17 @@ mod tests {
     use super::*;
 
     const METHODS: &[Method<()>] = &[
-        Method::new("shelf_put", "Put a box on the shelf.", |_, _| {
-            Box::pin(async { Ok(Value::Null) })
-        })
-        .aliases(&["shelf_add"])
-        .mutates()
-        .params(&[
-            Param::required("name", Kind::Str, "its name").at_most(64),
-            Param::optional("size", Kind::U32, "its size in bytes").at_least(512),
-            Param::optional("old", Kind::Bool, "its age").deprecated(),
-            Param::required(
-                "place",
-                Kind::Object(&[Param::required("row", Kind::U8, "left|right")]),
-                "where",
-            ),
-        ])
-        .result("the name"),
-        Method::new("shelf_list", "List the boxes.", |_, _| {
-            Box::pin(async { Ok(Value::Null) })
-        }),
+        Method::new("shelf_put", "Put a box on the shelf.", |_, _| Box::pin(async { Ok(Value::Null) }))
+            .aliases(&["shelf_add"])
+            .mutates()
+            .params(&[
+                Param::required("name", Kind::Str, "its name").at_most(64),
+                Param::optional("size", Kind::U32, "its size in bytes").at_least(512),
+                Param::optional("old", Kind::Bool, "its age").deprecated(),
+                Param::required("place", Kind::Object(&[Param::required("row", Kind::U8, "left|right")]), "where"),
+            ])
+            .result("the name"),
+        Method::new("shelf_list", "List the boxes.", |_, _| Box::pin(async { Ok(Value::Null) })),
     ];
 
     #[test]
@@ -232,11 +216,7 @@ mod tests {
         assert!(catalogue.names().any(|name| name == "shelf_add"));
         assert!(catalogue.specs().is_sorted_by_key(|spec| spec.name));
         for spec in catalogue.specs() {
-            assert!(
-                spec.help.ends_with('.'),
-                "{}: help is a sentence",
-                spec.name
-            );
+            assert!(spec.help.ends_with('.'), "{}: help is a sentence", spec.name);
         }
     }
 
@@ -268,9 +248,7 @@ shelf_put, shelf_add
         assert!(text.starts_with("# JSON-RPC methods\n"));
         assert!(text.contains("\n## shelf\n\n### shelf_list\n\nList the boxes. *runtime*\n"));
         assert!(text.contains("Also known as shelf_add. *runtime, saved*"));
-        assert!(
-            text.contains("| place.row | an 8-bit unsigned number | required | left\\|right |\n")
-        );
+        assert!(text.contains("| place.row | an 8-bit unsigned number | required | left\\|right |\n"));
         assert_eq!(text.matches("\n## ").count(), 1);
     }
 }

@@ -75,10 +75,9 @@ impl fmt::Display for ClientError {
                         "{path} may be used by its owner only: run this as the user that runs the \
                          server"
                     ),
-                    io::ErrorKind::WouldBlock => write!(
-                        f,
-                        "the server at {path} takes no connections: it has too many, or hangs"
-                    ),
+                    io::ErrorKind::WouldBlock => {
+                        write!(f, "the server at {path} takes no connections: it has too many, or hangs")
+                    }
                     _ => write!(f, "connecting to {path} failed: {error}"),
                 }
             }
@@ -87,10 +86,9 @@ impl fmt::Display for ClientError {
                 "no reply to {method} within {} s; it may still happen, look before you repeat it",
                 timeout.as_secs_f64()
             ),
-            ClientError::Closed { method } => write!(
-                f,
-                "the server closed the connection before it replied to {method}; its log says why"
-            ),
+            ClientError::Closed { method } => {
+                write!(f, "the server closed the connection before it replied to {method}; its log says why")
+            }
             ClientError::Io(error) => write!(f, "the connection failed: {error}"),
             ClientError::Protocol(reason) => write!(f, "the server sent {reason}"),
             ClientError::Server { code, message, .. } => write!(f, "{message} (code {code})"),
@@ -119,16 +117,13 @@ pub struct Client {
 impl Client {
     /// Connects to the socket at `path`. Each call must end within `timeout`.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Client, ClientError> {
-        let stream = connect(path).map_err(|error| ClientError::Connect {
-            path: path.to_owned(),
-            error,
-        })?;
-        Ok(Client {
-            stream,
-            framer: Framer::new(2 * MAX_REPLY_BYTES),
-            last_id: 0,
-            timeout,
-        })
+        let stream = connect(path).map_err(|error| ClientError::Connect { path: path.to_owned(), error })?;
+        Ok(Client { stream, framer: Framer::new(2 * MAX_REPLY_BYTES), last_id: 0, timeout })
+    }
+
+    /// Changes how long each call may take.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
     /// Calls a method and waits for its result. `params` is an object, or null
@@ -144,9 +139,7 @@ impl Client {
         // having read all of it, so its reply is worth more than this error.
         let sent = self.send(request.to_string().as_bytes(), deadline, method);
         match self.receive(deadline, method) {
-            Err(ClientError::Closed { .. } | ClientError::Io(_)) if sent.is_err() => {
-                sent.map(|()| Value::Null)
-            }
+            Err(ClientError::Closed { .. } | ClientError::Io(_)) if sent.is_err() => sent.map(|()| Value::Null),
             result => result,
         }
     }
@@ -175,9 +168,7 @@ impl Client {
                 .and_then(|()| self.stream.read(&mut chunk))
                 .map_err(|error| self.failed(error, method))?;
             if count == 0 {
-                return Err(ClientError::Closed {
-                    method: method.to_owned(),
-                });
+                return Err(ClientError::Closed { method: method.to_owned() });
             }
             self.framer.push(&chunk[..count]);
         }
@@ -201,9 +192,7 @@ impl Client {
         }
         match reply.get_mut("result") {
             Some(result) if id == Some(self.last_id) => Ok(Some(result.take())),
-            _ => Err(ClientError::Protocol(
-                "something that is no reply".to_owned(),
-            )),
+            _ => Err(ClientError::Protocol("something that is no reply".to_owned())),
         }
     }
 
@@ -217,18 +206,15 @@ impl Client {
     fn failed(&self, error: io::Error, method: &str) -> ClientError {
         match error.kind() {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => self.timed_out(method),
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => ClientError::Closed {
-                method: method.to_owned(),
-            },
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                ClientError::Closed { method: method.to_owned() }
+            }
             _ => ClientError::Io(error),
         }
     }
 
     fn timed_out(&self, method: &str) -> ClientError {
-        ClientError::TimedOut {
-            method: method.to_owned(),
-            timeout: self.timeout,
-        }
+        ClientError::TimedOut { method: method.to_owned(), timeout: self.timeout }
     }
 }
 

@@ -47,29 +47,20 @@ pub(crate) fn entries(source: &dyn ConfigSource) -> Value {
 }
 
 /// Each source after those it depends on; otherwise in the order given.
-pub(crate) fn ordered(
-    mut left: Vec<Arc<dyn ConfigSource>>,
-) -> Result<Vec<Arc<dyn ConfigSource>>, BuildError> {
+pub(crate) fn ordered(mut left: Vec<Arc<dyn ConfigSource>>) -> Result<Vec<Arc<dyn ConfigSource>>, BuildError> {
     let mut ordered: Vec<Arc<dyn ConfigSource>> = Vec::new();
-    let has = |ordered: &[Arc<dyn ConfigSource>], name: &str| {
-        ordered.iter().any(|source| source.name() == name)
-    };
+    let has = |ordered: &[Arc<dyn ConfigSource>], name: &str| ordered.iter().any(|source| source.name() == name);
     for (at, source) in left.iter().enumerate() {
         if has(&left[..at], source.name()) {
             return Err(BuildError::SameSource(source.name()));
         }
     }
     while !left.is_empty() {
-        let ready = |source: &Arc<dyn ConfigSource>| {
-            source.depends_on().iter().all(|name| has(&ordered, name))
-        };
+        let ready = |source: &Arc<dyn ConfigSource>| source.depends_on().iter().all(|name| has(&ordered, name));
         let Some(at) = left.iter().position(ready) else {
             let of = &left[0];
             let on = of.depends_on().iter().find(|name| !has(&ordered, name));
-            return Err(BuildError::Dependency {
-                of: of.name(),
-                on: on.copied().unwrap_or_default(),
-            });
+            return Err(BuildError::Dependency { of: of.name(), on: on.copied().unwrap_or_default() });
         };
         ordered.push(left.remove(at));
     }
@@ -188,10 +179,7 @@ pub struct Config {
 impl Config {
     /// Reads a document from a file.
     pub fn read(path: &Path) -> Result<Config, ConfigError> {
-        let fail = |kind| ConfigError {
-            file: Some(path.to_owned()),
-            kind,
-        };
+        let fail = |kind| ConfigError { file: Some(path.to_owned()), kind };
         let text = read_bounded(path).map_err(fail)?;
         let mut config = Config::parse(&text).map_err(|error| fail(error.kind))?;
         config.file = Some(path.to_owned());
@@ -203,10 +191,7 @@ impl Config {
         let calls = json::parse(text)
             .map_err(|error| format!("is not JSON: {error}"))
             .and_then(calls)
-            .map_err(|reason| ConfigError {
-                file: None,
-                kind: ConfigErrorKind::Malformed(reason),
-            })?;
+            .map_err(|reason| ConfigError { file: None, kind: ConfigErrorKind::Malformed(reason) })?;
         Ok(Config { file: None, calls })
     }
 
@@ -239,11 +224,7 @@ impl Config {
 
     /// Makes the calls for before the start only, as for a server that waits
     /// for `framework_start_init` over RPC.
-    pub async fn load_startup(
-        &self,
-        table: &Table,
-        on_error: OnError,
-    ) -> Result<LoadReport, ConfigError> {
+    pub async fn load_startup(&self, table: &Table, on_error: OnError) -> Result<LoadReport, ConfigError> {
         let mut report = LoadReport::default();
         let mut done = vec![false; self.calls.len()];
         self.pass(table, on_error, &mut done, &mut report).await?;
@@ -267,10 +248,7 @@ impl Config {
             let Some(spec) = table.spec(&place.method) else {
                 *done = true;
                 if let Some(why) = skippable(table, place) {
-                    tracing::warn!(
-                        method = place.method,
-                        "{place} of the configuration skipped: {why}"
-                    );
+                    tracing::warn!(method = place.method, "{place} of the configuration skipped: {why}");
                     report.skipped.push((place.clone(), why));
                     continue;
                 }
@@ -310,17 +288,12 @@ impl Config {
     }
 
     fn fails(&self, kind: ConfigErrorKind) -> ConfigError {
-        ConfigError {
-            file: self.file.clone(),
-            kind,
-        }
+        ConfigError { file: self.file.clone(), kind }
     }
 }
 
 fn read_bounded(path: &Path) -> Result<String, ConfigErrorKind> {
-    let bytes = std::fs::metadata(path)
-        .map_err(ConfigErrorKind::Read)?
-        .len();
+    let bytes = std::fs::metadata(path).map_err(ConfigErrorKind::Read)?.len();
     if bytes > MAX_FILE_BYTES {
         return Err(ConfigErrorKind::TooLarge(bytes));
     }
@@ -347,11 +320,7 @@ fn calls(document: Value) -> Result<Vec<Call>, String> {
     };
     let mut calls = Vec::new();
     for (at, section) in subsystems.into_iter().enumerate() {
-        let mut section = object(
-            section,
-            &format!("subsystems[{at}]"),
-            &["subsystem", "config"],
-        )?;
+        let mut section = object(section, &format!("subsystems[{at}]"), &["subsystem", "config"])?;
         let subsystem = match section.remove("subsystem") {
             Some(Value::String(subsystem)) => subsystem,
             _ => return Err(format!("subsystems[{at}].subsystem must be a string")),
@@ -375,18 +344,8 @@ fn calls(document: Value) -> Result<Vec<Call>, String> {
     Ok(calls)
 }
 
-fn call(
-    value: Value,
-    subsystem: &str,
-    entry: usize,
-    in_batch: Option<usize>,
-) -> Result<Call, String> {
-    let mut place = Place {
-        subsystem: subsystem.to_owned(),
-        entry,
-        in_batch,
-        method: String::new(),
-    };
+fn call(value: Value, subsystem: &str, entry: usize, in_batch: Option<usize>) -> Result<Call, String> {
+    let mut place = Place { subsystem: subsystem.to_owned(), entry, in_batch, method: String::new() };
     let mut value = object(value, &place.to_string(), &["method", "params"])?;
     place.method = match value.remove("method") {
         Some(Value::String(method)) => method,

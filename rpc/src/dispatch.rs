@@ -48,14 +48,8 @@ impl Table {
             Err(error) => return Some(parse_error(&error.to_string())),
         };
         if requests.is_empty() || requests.len() > MAX_BATCH {
-            let error = RpcError::new(
-                code::INVALID_REQUEST,
-                format!("a batch of {} requests", requests.len()),
-            );
-            return Some(reply(
-                "null",
-                &error.fix(format!("send 1 to {MAX_BATCH} in one batch")),
-            ));
+            let error = RpcError::new(code::INVALID_REQUEST, format!("a batch of {} requests", requests.len()));
+            return Some(reply("null", &error.fix(format!("send 1 to {MAX_BATCH} in one batch"))));
         }
         self.answer_batch(&requests).await
     }
@@ -101,11 +95,7 @@ impl Table {
             Extensions::new(),
         )
         .await;
-        tracing::debug!(
-            method = envelope.method,
-            error = response.as_error_code(),
-            "called"
-        );
+        tracing::debug!(method = envelope.method, error = response.as_error_code(), "called");
         envelope.id?;
         match id {
             Some(_) => Some(response.as_ref().to_owned()),
@@ -132,10 +122,9 @@ fn value(raw: &RawValue) -> Value {
 /// jsonrpsee knows ids that are whole numbers from 0 on, text or null; this
 /// puts back one that is another number.
 fn with_id(response: &str, id: &str) -> String {
-    let (Ok(mut response), Ok(id)) = (
-        serde_json::from_str::<BTreeMap<String, &RawValue>>(response),
-        serde_json::from_str::<&RawValue>(id),
-    ) else {
+    let (Ok(mut response), Ok(id)) =
+        (serde_json::from_str::<BTreeMap<String, &RawValue>>(response), serde_json::from_str::<&RawValue>(id))
+    else {
         return response.to_owned();
     };
     response.insert("id".to_owned(), id);

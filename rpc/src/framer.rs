@@ -53,11 +53,9 @@ pub enum FrameError {
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            FrameError::Unexpected { byte, at, wanted } => write!(
-                f,
-                "byte {at} of the stream is '{}' where {wanted} must follow",
-                byte.escape_ascii()
-            ),
+            FrameError::Unexpected { byte, at, wanted } => {
+                write!(f, "byte {at} of the stream is '{}' where {wanted} must follow", byte.escape_ascii())
+            }
             FrameError::TooLarge(limit) => write!(f, "a value is larger than {limit} bytes"),
             FrameError::TooDeep => write!(f, "brackets are nested deeper than {MAX_DEPTH}"),
             FrameError::NotUtf8 => f.write_str("the text is not UTF-8"),
@@ -236,10 +234,7 @@ impl Framer {
             },
             State::Unicode { key, left } if byte.is_ascii_hexdigit() => match left {
                 1 => State::String { key },
-                _ => State::Unicode {
-                    key,
-                    left: left - 1,
-                },
+                _ => State::Unicode { key, left: left - 1 },
             },
             State::Unicode { .. } => return self.wants(byte, "a hexadecimal digit"),
             State::Literal(rest) => match rest.split_first() {
@@ -299,9 +294,7 @@ impl Framer {
             (State::Point | State::Fraction, b'0'..=b'9') => State::Fraction,
             (State::Zero | State::Integer | State::Fraction, b'e' | b'E') => State::Exponent,
             (State::Exponent, b'+' | b'-') => State::ExponentSign,
-            (State::Exponent | State::ExponentSign | State::ExponentDigits, b'0'..=b'9') => {
-                State::ExponentDigits
-            }
+            (State::Exponent | State::ExponentSign | State::ExponentDigits, b'0'..=b'9') => State::ExponentDigits,
             (State::Zero | State::Integer | State::Fraction | State::ExponentDigits, _) => {
                 self.state = State::AfterValue;
                 return self.after_value(byte);
@@ -337,11 +330,7 @@ impl Framer {
     }
 
     fn wants(&self, byte: u8, wanted: &'static str) -> Result<(), FrameError> {
-        Err(FrameError::Unexpected {
-            byte,
-            at: self.dropped + self.scanned as u64,
-            wanted,
-        })
+        Err(FrameError::Unexpected { byte, at: self.dropped + self.scanned as u64, wanted })
     }
 }
 

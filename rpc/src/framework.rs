@@ -59,23 +59,13 @@ pub struct Framework {
 
 /// The framework's methods, for catalogues without a server.
 pub const METHODS: &[Method<Framework>] = &[
-    Method::new(
-        "rpc_get_methods",
-        "List the methods of this server.",
-        |framework: Arc<Framework>, params| Box::pin(async move { framework.methods(&params) }),
-    )
+    Method::new("rpc_get_methods", "List the methods of this server.", |framework: Arc<Framework>, params| {
+        Box::pin(async move { framework.methods(&params) })
+    })
     .states(States::BOTH)
     .params(&[
-        Param::optional(
-            "current",
-            Kind::Bool,
-            "only those callable in the present state; default false",
-        ),
-        Param::optional(
-            "include_aliases",
-            Kind::Bool,
-            "other names too; default false",
-        ),
+        Param::optional("current", Kind::Bool, "only those callable in the present state; default false"),
+        Param::optional("include_aliases", Kind::Bool, "other names too; default false"),
     ])
     .result("array of names"),
     Method::new(
@@ -91,11 +81,9 @@ pub const METHODS: &[Method<Framework>] = &[
         |framework: Arc<Framework>, _| Box::pin(async move { framework.start().await }),
     )
     .states(States::STARTUP),
-    Method::new(
-        "framework_wait_init",
-        "Wait until the server has started.",
-        |framework: Arc<Framework>, _| Box::pin(async move { framework.wait().await }),
-    )
+    Method::new("framework_wait_init", "Wait until the server has started.", |framework: Arc<Framework>, _| {
+        Box::pin(async move { framework.wait().await })
+    })
     .states(States::BOTH),
     Method::new(
         "framework_get_subsystems",
@@ -109,11 +97,7 @@ pub const METHODS: &[Method<Framework>] = &[
         |framework: Arc<Framework>, params| Box::pin(async move { framework.config(&params) }),
     )
     .params(&[
-        Param::required(
-            "name",
-            Kind::Str,
-            "a part that framework_get_subsystems lists",
-        ),
+        Param::required("name", Kind::Str, "a part that framework_get_subsystems lists"),
         Param::optional(
             "with_batches",
             Kind::Bool,
@@ -129,9 +113,7 @@ pub const METHODS: &[Method<Framework>] = &[
     .states(States::BOTH)
     .params(&[Param::required(
         "sig_name",
-        Kind::Enum(&[
-            "SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1",
-        ]),
+        Kind::Enum(&["SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1"]),
         "SIGTERM and SIGINT stop the server cleanly",
     )]),
 ];

@@ -51,9 +51,7 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value)
-            .map(Value::Number)
-            .ok_or_else(|| E::custom("number out of range"))
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -128,19 +126,13 @@ mod tests {
     #[test]
     fn reads_what_serde_json_reads() {
         let text = r#"{"a":[1,-2,0.5,1e3,"x\n",true,null,{}],"b":{"a":18446744073709551615}}"#;
-        assert_eq!(
-            parse(text).unwrap(),
-            serde_json::from_str::<Value>(text).unwrap()
-        );
+        assert_eq!(parse(text).unwrap(), serde_json::from_str::<Value>(text).unwrap());
     }
 
     #[test]
     fn refuses_keys_given_twice() {
         let error = parse(r#"{"a":{"b":1,"\u0062":2}}"#).unwrap_err();
-        assert!(
-            error.to_string().contains("key \"b\" is given twice"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("key \"b\" is given twice"), "{error}");
         assert!(serde_json::from_str::<Pairs>(r#"{"a":1,"a":1}"#).is_err());
     }
 

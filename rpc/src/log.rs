@@ -25,13 +25,8 @@ const NAMES: &[&str] = &["ERROR", "WARNING", "NOTICE", "INFO", "DEBUG"];
 
 impl LogLevel {
     /// From most to least important.
-    pub const ALL: [LogLevel; 5] = [
-        LogLevel::Error,
-        LogLevel::Warning,
-        LogLevel::Notice,
-        LogLevel::Info,
-        LogLevel::Debug,
-    ];
+    pub const ALL: [LogLevel; 5] =
+        [LogLevel::Error, LogLevel::Warning, LogLevel::Notice, LogLevel::Info, LogLevel::Debug];
 
     /// The level of that name on the wire.
     pub fn from_name(name: &str) -> Option<LogLevel> {
@@ -70,92 +65,63 @@ pub trait LogControl: Send + Sync {
 /// Context of the `log_*` methods.
 pub struct Log(pub Arc<dyn LogControl>);
 
-const LEVEL: &[Param] = &[Param::required(
-    "level",
-    Kind::Enum(NAMES),
-    "least important level that is wanted",
-)];
+const LEVEL: &[Param] = &[Param::required("level", Kind::Enum(NAMES), "least important level that is wanted")];
 
-const FLAG: &[Param] = &[Param::required(
-    "flag",
-    Kind::Str,
-    "a component that log_get_flags lists, or all",
-)];
+const FLAG: &[Param] = &[Param::required("flag", Kind::Str, "a component that log_get_flags lists, or all")];
 
 /// The `log_*` methods, for catalogues without a server.
 pub const METHODS: &[Method<Log>] = &[
-    Method::new(
-        "log_set_flag",
-        "Turn on the debug messages of a component.",
-        |log: Arc<Log>, params| Box::pin(async move { log.set_flag(&params, true) }),
-    )
+    Method::new("log_set_flag", "Turn on the debug messages of a component.", |log: Arc<Log>, params| {
+        Box::pin(async move { log.set_flag(&params, true) })
+    })
     .states(States::BOTH)
     .params(FLAG),
-    Method::new(
-        "log_clear_flag",
-        "Turn off the debug messages of a component.",
-        |log: Arc<Log>, params| Box::pin(async move { log.set_flag(&params, false) }),
-    )
+    Method::new("log_clear_flag", "Turn off the debug messages of a component.", |log: Arc<Log>, params| {
+        Box::pin(async move { log.set_flag(&params, false) })
+    })
     .states(States::BOTH)
     .params(FLAG),
-    Method::new(
-        "log_get_flags",
-        "List the components whose debug messages can be turned on.",
-        |log: Arc<Log>, _| Box::pin(async move { Ok(Value::Object(log.flags())) }),
-    )
+    Method::new("log_get_flags", "List the components whose debug messages can be turned on.", |log: Arc<Log>, _| {
+        Box::pin(async move { Ok(Value::Object(log.flags())) })
+    })
     .states(States::BOTH)
     .result("object of component: on or off"),
-    Method::new(
-        "log_set_level",
-        "Set what goes to the log.",
-        |log: Arc<Log>, params| {
-            Box::pin(async move {
-                log.0.set_level(level(&params)?);
-                Ok(json!(true))
-            })
-        },
-    )
+    Method::new("log_set_level", "Set what goes to the log.", |log: Arc<Log>, params| {
+        Box::pin(async move {
+            log.0.set_level(level(&params)?);
+            Ok(json!(true))
+        })
+    })
     .states(States::BOTH)
     .params(LEVEL),
-    Method::new(
-        "log_get_level",
-        "Tell what goes to the log.",
-        |log: Arc<Log>, _| Box::pin(async move { Ok(json!(log.0.level().name())) }),
-    )
+    Method::new("log_get_level", "Tell what goes to the log.", |log: Arc<Log>, _| {
+        Box::pin(async move { Ok(json!(log.0.level().name())) })
+    })
     .states(States::BOTH)
     .result("name of the level"),
-    Method::new(
-        "log_set_print_level",
-        "Set what is printed to standard error.",
-        |log: Arc<Log>, params| {
-            Box::pin(async move {
-                log.0.set_print_level(level(&params)?);
-                Ok(json!(true))
-            })
-        },
-    )
+    Method::new("log_set_print_level", "Set what is printed to standard error.", |log: Arc<Log>, params| {
+        Box::pin(async move {
+            log.0.set_print_level(level(&params)?);
+            Ok(json!(true))
+        })
+    })
     .states(States::BOTH)
     .params(LEVEL),
-    Method::new(
-        "log_get_print_level",
-        "Tell what is printed to standard error.",
-        |log: Arc<Log>, _| Box::pin(async move { Ok(json!(log.0.print_level().name())) }),
-    )
+    Method::new("log_get_print_level", "Tell what is printed to standard error.", |log: Arc<Log>, _| {
+        Box::pin(async move { Ok(json!(log.0.print_level().name())) })
+    })
     .states(States::BOTH)
     .result("name of the level"),
 ];
 
 fn level(params: &Params) -> Result<LogLevel, RpcError> {
-    LogLevel::from_name(params.str("level")?)
-        .ok_or_else(|| params.invalid("level", "there is no such level"))
+    LogLevel::from_name(params.str("level")?).ok_or_else(|| params.invalid("level", "there is no such level"))
 }
 
 impl Log {
     fn flags(&self) -> serde_json::Map<String, Value> {
         let flags = self.0.flags().into_iter();
-        flags
-            .map(|(flag, on)| (flag.to_owned(), json!(on)))
-            .collect()
+        flags.map(|(flag, on)| (flag.to_owned(), json!(on))).collect()
     }
 
     fn set_flag(&self, params: &Params, on: bool) -> Result<Value, RpcError> {
@@ -169,9 +135,7 @@ impl Log {
                 Some(flag) => format!("did you mean {flag}?"),
                 None => format!("known are all, {}", names().collect::<Vec<_>>().join(", ")),
             };
-            return Err(params
-                .invalid("flag", "there is no such component")
-                .fix(fix));
+            return Err(params.invalid("flag", "there is no such component").fix(fix));
         }
         for flag in known {
             self.0.set_flag(flag, on);

@@ -118,32 +118,20 @@ pub const METHODS: &[Method<Runtime>] = &[
     Method::new(
         "framework_get_reactors",
         "Tell how busy each reactor is and what runs on it.",
-        |runtime: Arc<Runtime>, _| {
-            Box::pin(async move { Ok(runtime.0.snapshot().await?.reactors()) })
-        },
+        |runtime: Arc<Runtime>, _| Box::pin(async move { Ok(runtime.0.snapshot().await?.reactors()) }),
     )
     .result("object with tick_rate, pid and reactors"),
-    Method::new(
-        "thread_get_stats",
-        "Tell how busy each thread is.",
-        |runtime: Arc<Runtime>, _| Box::pin(async move { Ok(runtime.0.snapshot().await?.stats()) }),
-    )
+    Method::new("thread_get_stats", "Tell how busy each thread is.", |runtime: Arc<Runtime>, _| {
+        Box::pin(async move { Ok(runtime.0.snapshot().await?.stats()) })
+    })
     .result("object with tick_rate and threads"),
-    Method::new(
-        "thread_get_pollers",
-        "List the pollers of each thread.",
-        |runtime: Arc<Runtime>, _| {
-            Box::pin(async move { Ok(runtime.0.snapshot().await?.pollers()) })
-        },
-    )
+    Method::new("thread_get_pollers", "List the pollers of each thread.", |runtime: Arc<Runtime>, _| {
+        Box::pin(async move { Ok(runtime.0.snapshot().await?.pollers()) })
+    })
     .result("object with tick_rate and threads"),
-    Method::new(
-        "thread_get_io_channels",
-        "List the channels of each thread.",
-        |runtime: Arc<Runtime>, _| {
-            Box::pin(async move { Ok(runtime.0.snapshot().await?.io_channels()) })
-        },
-    )
+    Method::new("thread_get_io_channels", "List the channels of each thread.", |runtime: Arc<Runtime>, _| {
+        Box::pin(async move { Ok(runtime.0.snapshot().await?.io_channels()) })
+    })
     .result("object with tick_rate and threads"),
 ];
 
@@ -211,8 +199,7 @@ impl RuntimeSnapshot {
     fn io_channels(&self) -> Value {
         self.threads(|_, thread| {
             let channels = thread.io_channels.iter();
-            let channels =
-                channels.map(|channel| json!({"name": channel.name, "ref": channel.references}));
+            let channels = channels.map(|channel| json!({"name": channel.name, "ref": channel.references}));
             json!({"name": thread.name, "io_channels": channels.collect::<Value>()})
         })
     }
@@ -289,22 +276,14 @@ mod tests {
                     name: "reactor_3".to_owned(),
                     id: 1,
                     pollers: vec![
-                        PollerSnapshot {
-                            name: "tcp".to_owned(),
-                            run_count: 10,
-                            busy_count: 4,
-                            ..Default::default()
-                        },
+                        PollerSnapshot { name: "tcp".to_owned(), run_count: 10, busy_count: 4, ..Default::default() },
                         PollerSnapshot {
                             name: "accept".to_owned(),
                             schedule: PollerSchedule::Timed { period_ticks: 99 },
                             ..Default::default()
                         },
                     ],
-                    io_channels: vec![IoChannelSnapshot {
-                        name: "bdev_Malloc0".to_owned(),
-                        references: 2,
-                    }],
+                    io_channels: vec![IoChannelSnapshot { name: "bdev_Malloc0".to_owned(), references: 2 }],
                     ..Default::default()
                 }],
                 ..Default::default()

@@ -174,24 +174,15 @@ impl Server {
 
         let fail = |doing| move |errno: Errno| io_error(doing, path, errno.into());
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-            .map_err(fail("making"))?;
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(fail("making"))?;
         rustix::net::bind(&socket, &address).map_err(fail("binding"))?;
-        let files = Files {
-            socket: path.to_owned(),
-            lock,
-            _locked: locked,
-        };
+        let files = Files { socket: path.to_owned(), lock, _locked: locked };
         // Nobody can connect before it listens.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))
             .map_err(|error| io_error("restricting", path, error))?;
         rustix::net::listen(&socket, BACKLOG).map_err(fail("listening on"))?;
-        Ok(Server {
-            listener: StdListener::from(socket),
-            files,
-            table,
-            limits,
-        })
+        Ok(Server { listener: StdListener::from(socket), files, table, limits })
     }
 
     /// The socket's path.
@@ -248,11 +239,7 @@ impl Server {
 }
 
 fn io_error(doing: &'static str, path: &Path, error: io::Error) -> BindError {
-    BindError::Io {
-        doing,
-        path: path.to_owned(),
-        error,
-    }
+    BindError::Io { doing, path: path.to_owned(), error }
 }
 
 /// Takes the lock that says whose the socket is.
@@ -273,19 +260,14 @@ fn lock(socket: &Path) -> Result<(PathBuf, File), BindError> {
             Err(Errno::WOULDBLOCK) => {
                 return Err(BindError::InUse {
                     path: socket.to_owned(),
-                    process: StdStream::connect(socket)
-                        .ok()
-                        .and_then(|peer| process(&peer)),
+                    process: StdStream::connect(socket).ok().and_then(|peer| process(&peer)),
                 });
             }
             Err(errno) => return Err(io_error("locking", &path, errno.into())),
         }
         // Its last owner may have removed the file between the two calls.
-        let locked = file
-            .metadata()
-            .map_err(|error| io_error("reading", &path, error))?;
-        let same = fs::metadata(&path)
-            .is_ok_and(|now| (now.dev(), now.ino()) == (locked.dev(), locked.ino()));
+        let locked = file.metadata().map_err(|error| io_error("reading", &path, error))?;
+        let same = fs::metadata(&path).is_ok_and(|now| (now.dev(), now.ino()) == (locked.dev(), locked.ino()));
         if same {
             return Ok((path, file));
         }
@@ -303,10 +285,7 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
         return Err(BindError::NotASocket(path.to_owned()));
     }
     match StdStream::connect(path) {
-        Ok(peer) => Err(BindError::InUse {
-            path: path.to_owned(),
-            process: process(&peer),
-        }),
+        Ok(peer) => Err(BindError::InUse { path: path.to_owned(), process: process(&peer) }),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             tracing::info!(path = %path.display(), "replacing a socket that nobody answers on");
             fs::remove_file(path).map_err(|error| io_error("removing", path, error))
@@ -327,10 +306,7 @@ fn process(peer: &impl AsFd) -> Option<String> {
 
 fn refuse(stream: &UnixStream, clients: usize) {
     tracing::warn!(clients, "an RPC connection was refused: there are too many");
-    let error = RpcError::internal(format!(
-        "{clients} clients are connected, no more are served"
-    ))
-    .fix("close some");
+    let error = RpcError::internal(format!("{clients} clients are connected, no more are served")).fix("close some");
     // As much as fits without waiting; the socket is new, so all of it does.
     let _ = stream.try_write(dispatch::reply("null", &error).as_bytes());
 }
@@ -390,10 +366,7 @@ impl Connection {
         let write = self.stream.write_all(reply.as_bytes());
         match timeout(self.limits.reply_timeout, write).await {
             Ok(result) => result,
-            Err(_) => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the client does not read its reply",
-            )),
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its reply")),
         }
     }
 

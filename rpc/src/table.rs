@@ -35,8 +35,7 @@ use crate::{config, json, log, runtime};
 /// What is told of every change that must be saved: the method that made it
 /// and the whole configuration, a document as [`config::document`] makes it.
 /// The caller gets its reply when the future is done.
-pub type AfterChange =
-    Box<dyn Fn(&'static str, Value) -> BoxFuture<'static, Result<(), RpcError>> + Send + Sync>;
+pub type AfterChange = Box<dyn Fn(&'static str, Value) -> BoxFuture<'static, Result<(), RpcError>> + Send + Sync>;
 
 type Invoke = Box<dyn Fn(Params) -> BoxFuture<'static, Result<Value, RpcError>> + Send + Sync>;
 
@@ -76,9 +75,7 @@ impl State {
     /// Methods callable in this phase, or in any.
     pub(crate) fn methods(&self, phase: Option<Phase>) -> impl Iterator<Item = &MethodSpec> {
         let specs = self.catalogue.get().map_or(&[][..], Catalogue::specs);
-        specs
-            .iter()
-            .filter(move |spec| phase.is_none_or(|phase| phase.allows(spec)))
+        specs.iter().filter(move |spec| phase.is_none_or(|phase| phase.allows(spec)))
     }
 }
 
@@ -130,10 +127,9 @@ impl fmt::Display for BuildError {
         match self {
             BuildError::SameName(name) => write!(f, "two methods are named {name}"),
             BuildError::SameSource(name) => write!(f, "two configuration sources are named {name}"),
-            BuildError::Dependency { of, on } => write!(
-                f,
-                "configuration source {of} depends on {on}, which is missing or part of a circle"
-            ),
+            BuildError::Dependency { of, on } => {
+                write!(f, "configuration source {of} depends on {on}, which is missing or part of a circle")
+            }
         }
     }
 }
@@ -150,11 +146,7 @@ pub struct TableBuilder {
 
 impl TableBuilder {
     /// Adds the methods of one context.
-    pub fn add<C: Send + Sync + 'static>(
-        mut self,
-        context: &Arc<C>,
-        methods: &[Method<C>],
-    ) -> Self {
+    pub fn add<C: Send + Sync + 'static>(mut self, context: &Arc<C>, methods: &[Method<C>]) -> Self {
         for method in methods {
             let context = Arc::clone(context);
             let handler = method.handler;
@@ -197,10 +189,7 @@ impl TableBuilder {
             catalogue: OnceLock::new(),
         });
         let host = Arc::clone(&self.host);
-        let framework = Arc::new(Framework {
-            state: Arc::clone(&state),
-            host,
-        });
+        let framework = Arc::new(Framework { state: Arc::clone(&state), host });
         let builder = self.add(&framework, framework::METHODS);
 
         let mut index = HashMap::new();
@@ -212,22 +201,15 @@ impl TableBuilder {
             }
         }
         let catalogue = Catalogue::new(builder.entries.iter().map(|entry| entry.spec).collect());
-        state
-            .catalogue
-            .set(catalogue)
-            .expect("set here for the first time");
-        let core = Arc::new(Core {
-            state,
-            entries: builder.entries,
-            index,
-            after_change: builder.after_change,
-        });
+        state.catalogue.set(catalogue).expect("set here for the first time");
+        let core = Arc::new(Core { state, entries: builder.entries, index, after_change: builder.after_change });
         let mut module = RpcModule::from_arc(Arc::clone(&core));
         for (&name, &at) in &core.index {
             module
-                .register_async_method(name, move |params, core, _| async move {
-                    core.answer(at, params.as_str()).await
-                })
+                .register_async_method(
+                    name,
+                    move |params, core, _| async move { core.answer(at, params.as_str()).await },
+                )
                 .map_err(|_| BuildError::SameName(name))?;
         }
         Ok(Table { core, module })
@@ -237,12 +219,7 @@ impl TableBuilder {
 impl Table {
     /// Starts a table whose framework methods act on this host.
     pub fn builder(host: Arc<dyn Host>) -> TableBuilder {
-        TableBuilder {
-            host,
-            entries: Vec::new(),
-            sources: Vec::new(),
-            after_change: None,
-        }
+        TableBuilder { host, entries: Vec::new(), sources: Vec::new(), after_change: None }
     }
 
     /// Calls a method as a client would: a change is saved before this ends.
@@ -313,15 +290,10 @@ impl Core {
         let params = params.map(json::parse).transpose();
         let result = match params {
             Ok(params) => self.run(at, params, true).await,
-            Err(error) => Err(RpcError::new(
-                code::PARSE_ERROR,
-                format!("params cannot be read: {error}"),
-            )
-            .in_method(self.entries[at].spec.name)),
+            Err(error) => Err(RpcError::new(code::PARSE_ERROR, format!("params cannot be read: {error}"))
+                .in_method(self.entries[at].spec.name)),
         };
-        result.map_err(|error| {
-            ErrorObjectOwned::owned(error.code(), error.message(), Some(error.data()))
-        })
+        result.map_err(|error| ErrorObjectOwned::owned(error.code(), error.message(), Some(error.data())))
     }
 
     async fn run(&self, at: usize, params: Option<Value>, save: bool) -> Result<Value, RpcError> {
@@ -329,16 +301,12 @@ impl Core {
         self.check_phase(spec)?;
         let params = validate(spec, params)?;
         if !spec.mutates {
-            return invoke(params)
-                .await
-                .map_err(|error| error.in_method(spec.name));
+            return invoke(params).await.map_err(|error| error.in_method(spec.name));
         }
         let _changes = self.state.changes.lock().await;
         // It may have changed while others made their changes.
         self.check_phase(spec)?;
-        let result = invoke(params)
-            .await
-            .map_err(|error| error.in_method(spec.name))?;
+        let result = invoke(params).await.map_err(|error| error.in_method(spec.name))?;
         tracing::info!(method = spec.name, "configuration changed");
         if let (true, Some(hook)) = (save, &self.after_change) {
             let saved = hook(spec.name, config::document(&self.state.sources)).await;
@@ -355,10 +323,8 @@ impl Core {
         let error = match phase {
             Phase::Startup => RpcError::invalid_state("only callable once the server has started")
                 .fix("call framework_start_init first"),
-            Phase::Runtime => {
-                RpcError::invalid_state("only callable before the server has started")
-                    .fix("start it with --wait-for-rpc and call this before framework_start_init")
-            }
+            Phase::Runtime => RpcError::invalid_state("only callable before the server has started")
+                .fix("start it with --wait-for-rpc and call this before framework_start_init"),
         };
         Err(error.in_method(spec.name))
     }
@@ -366,9 +332,7 @@ impl Core {
 
 fn unsaved(method: &str, error: &RpcError) -> RpcError {
     tracing::error!(method, %error, "the change is live but could not be saved");
-    RpcError::internal(format!(
-        "the change is live but could not be saved, a restart would lose it: {error}"
-    ))
-    .fix("mend the cause; the next change that is made saves this one too")
-    .in_method(method)
+    RpcError::internal(format!("the change is live but could not be saved, a restart would lose it: {error}"))
+        .fix("mend the cause; the next change that is made saves this one too")
+        .in_method(method)
 }

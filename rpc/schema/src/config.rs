@@ -14,10 +14,7 @@ pub struct ConfigEntry {
 impl ConfigEntry {
     /// A call with parameters, as `json!({...})`; `Value::Null` for none.
     pub fn new(method: &'static str, params: Value) -> Self {
-        assert!(
-            params.is_object() || params.is_null(),
-            "parameters are an object or absent"
-        );
+        assert!(params.is_object() || params.is_null(), "parameters are an object or absent");
         Self { method, params }
     }
 

@@ -121,14 +121,7 @@ struct Inner {
 impl RpcError {
     /// An error with any code.
     pub fn new(code: i32, reason: impl Into<String>) -> Self {
-        Self(Box::new(Inner {
-            code,
-            method: None,
-            field: None,
-            value: None,
-            reason: reason.into(),
-            fix: None,
-        }))
+        Self(Box::new(Inner { code, method: None, field: None, value: None, reason: reason.into(), fix: None }))
     }
 
     /// -32602: a parameter is not what the method takes.
@@ -171,11 +164,8 @@ impl RpcError {
     pub fn value(mut self, value: impl Into<Value>) -> Self {
         let value = value.into();
         let bytes = value.to_string();
-        self.0.value = Some(if bytes.len() <= CARRIED_BYTES {
-            value
-        } else {
-            Value::String(clipped(&bytes, SHOWN_CHARS))
-        });
+        self.0.value =
+            Some(if bytes.len() <= CARRIED_BYTES { value } else { Value::String(clipped(&bytes, SHOWN_CHARS)) });
         self
     }
 
@@ -187,9 +177,7 @@ impl RpcError {
 
     /// Names the method, unless it is named already.
     pub fn in_method(mut self, method: &str) -> Self {
-        self.0
-            .method
-            .get_or_insert_with(|| clipped(method, SHOWN_CHARS));
+        self.0.method.get_or_insert_with(|| clipped(method, SHOWN_CHARS));
         self
     }
 
@@ -263,14 +251,7 @@ fn lead(code: i32) -> &'static str {
 
 impl fmt::Display for RpcError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner {
-            code,
-            method,
-            field,
-            value,
-            reason,
-            fix,
-        } = &*self.0;
+        let Inner { code, method, field, value, reason, fix } = &*self.0;
         f.write_str(lead(*code))?;
         if let Some(method) = method {
             write!(f, ": {method}")?;
@@ -337,29 +318,19 @@ mod tests {
         let error = RpcError::internal("the reactor is gone");
         assert_eq!(error.message(), "Internal error: the reactor is gone");
         assert_eq!(error.to_json()["data"]["field"], Value::Null);
-        assert_eq!(
-            RpcError::new(-4095, "x").message(),
-            "Unknown error: x".to_owned()
-        );
-        assert_eq!(
-            RpcError::new(i32::MIN, "x").message(),
-            "Unknown error: x".to_owned()
-        );
+        assert_eq!(RpcError::new(-4095, "x").message(), "Unknown error: x".to_owned());
+        assert_eq!(RpcError::new(i32::MIN, "x").message(), "Unknown error: x".to_owned());
     }
 
     #[test]
     fn the_first_method_named_stays() {
-        let error = RpcError::internal("x")
-            .in_method("inner")
-            .in_method("outer");
+        let error = RpcError::internal("x").in_method("inner").in_method("outer");
         assert_eq!(error.method(), Some("inner"));
     }
 
     #[test]
     fn large_values_are_clipped() {
-        let error = RpcError::invalid_params("too long")
-            .field("name")
-            .value("x".repeat(1 << 20));
+        let error = RpcError::invalid_params("too long").field("name").value("x".repeat(1 << 20));
         assert!(error.message().len() < 300);
         assert!(error.to_json().to_string().len() < 600);
         let error = error.value("é".repeat(200));
@@ -371,10 +342,7 @@ mod tests {
     fn io_errors_keep_their_number() {
         let error = RpcError::io(&io::Error::from_raw_os_error(2), "opening the file");
         assert_eq!(error.code(), -2);
-        assert_eq!(
-            error.message(),
-            "No such file or directory: opening the file failed"
-        );
+        assert_eq!(error.message(), "No such file or directory: opening the file failed");
         let error = RpcError::io(&io::Error::other("no idea"), "opening the file");
         assert_eq!(error.code(), -5);
     }

@@ -49,6 +49,7 @@ mod method;
 mod nearest;
 mod param;
 mod params;
+pub mod spdk;
 mod validate;
 
 pub use config::{ConfigEntry, ConfigSource};

@@ -22,20 +22,11 @@ pub struct States {
 
 impl States {
     /// Only before `framework_start_init`.
-    pub const STARTUP: States = States {
-        startup: true,
-        runtime: false,
-    };
+    pub const STARTUP: States = States { startup: true, runtime: false };
     /// Only after `framework_start_init`.
-    pub const RUNTIME: States = States {
-        startup: false,
-        runtime: true,
-    };
+    pub const RUNTIME: States = States { startup: false, runtime: true };
     /// At any time.
-    pub const BOTH: States = States {
-        startup: true,
-        runtime: true,
-    };
+    pub const BOTH: States = States { startup: true, runtime: true };
 }
 
 /// What runs when a method is called.

@@ -102,15 +102,7 @@ pub struct Param {
 impl Param {
     /// A parameter that must be given.
     pub const fn required(name: &'static str, kind: Kind, help: &'static str) -> Self {
-        Self {
-            name,
-            kind,
-            required: true,
-            help,
-            min: None,
-            max: None,
-            deprecated: false,
-        }
+        Self { name, kind, required: true, help, min: None, max: None, deprecated: false }
     }
 
     /// A parameter that may be left out.

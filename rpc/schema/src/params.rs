@@ -20,11 +20,7 @@ pub struct Params {
 
 impl Params {
     pub(crate) fn new(spec: &MethodSpec, values: Map<String, Value>) -> Self {
-        Self {
-            method: spec.name,
-            refusal_code: spec.refusal_code,
-            values: Value::Object(values),
-        }
+        Self { method: spec.name, refusal_code: spec.refusal_code, values: Value::Object(values) }
     }
 
     /// The method that was called.

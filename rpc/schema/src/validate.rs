@@ -35,8 +35,7 @@ pub fn validate(spec: &MethodSpec, params: Option<Value>) -> Result<Params, RpcE
             return Err(error.with_code(spec.refusal_code).in_method(spec.name));
         }
     };
-    object(spec.params, &mut values, "")
-        .map_err(|error| error.with_code(spec.refusal_code).in_method(spec.name))?;
+    object(spec.params, &mut values, "").map_err(|error| error.with_code(spec.refusal_code).in_method(spec.name))?;
     Ok(Params::new(spec, values))
 }
 
@@ -65,10 +64,7 @@ fn unknown(params: &[Param], key: &str, value: &Value, field: String) -> RpcErro
         None if params.is_empty() => "leave it out: nothing is taken here".to_owned(),
         None => format!("known are {}", names().collect::<Vec<_>>().join(", ")),
     };
-    RpcError::invalid_params("no such parameter")
-        .field(clipped(&field, 120))
-        .value(value.clone())
-        .fix(fix)
+    RpcError::invalid_params("no such parameter").field(clipped(&field, 120)).value(value.clone()).fix(fix)
 }
 
 type Bounds = (Option<i128>, Option<i128>);
@@ -77,9 +73,7 @@ fn check(kind: &Kind, bounds: Bounds, value: &mut Value, field: &str) -> Result<
     match kind {
         Kind::Any => Ok(()),
         Kind::Bool if value.is_boolean() => Ok(()),
-        Kind::U8 | Kind::U16 | Kind::U32 | Kind::U64 | Kind::I32 | Kind::I64 => {
-            integer(kind, bounds, value, field)
-        }
+        Kind::U8 | Kind::U16 | Kind::U32 | Kind::U64 | Kind::I32 | Kind::I64 => integer(kind, bounds, value, field),
         Kind::F64 if value.is_number() => Ok(()),
         Kind::Object(params) => match value {
             Value::Object(values) => object(params, values, field),
@@ -135,12 +129,7 @@ fn whole(number: &Number) -> Option<i128> {
 }
 
 fn string(kind: &Kind, bounds: Bounds, text: &str, field: &str) -> Result<(), RpcError> {
-    let wrong = |reason: String, fix: String| {
-        Err(RpcError::invalid_params(reason)
-            .field(field)
-            .value(text)
-            .fix(fix))
-    };
+    let wrong = |reason: String, fix: String| Err(RpcError::invalid_params(reason).field(field).value(text).fix(fix));
     match kind {
         Kind::Enum(words) if !words.contains(&text) => wrong(
             "none of the known words".to_owned(),
@@ -149,17 +138,11 @@ fn string(kind: &Kind, bounds: Bounds, text: &str, field: &str) -> Result<(), Rp
                 None => format!("known are {}", words.join(", ")),
             },
         ),
-        Kind::Uuid if !is_uuid(text) => wrong(
-            "not a UUID".to_owned(),
-            "write 8-4-4-4-12 hexadecimal digits".to_owned(),
-        ),
-        Kind::Hex(bytes)
-            if text.len() != bytes * 2 || !text.bytes().all(|b| b.is_ascii_hexdigit()) =>
-        {
-            wrong(
-                format!("not {kind}"),
-                format!("write exactly {} digits 0-9, a-f", bytes * 2),
-            )
+        Kind::Uuid if !is_uuid(text) => {
+            wrong("not a UUID".to_owned(), "write 8-4-4-4-12 hexadecimal digits".to_owned())
+        }
+        Kind::Hex(bytes) if text.len() != bytes * 2 || !text.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            wrong(format!("not {kind}"), format!("write exactly {} digits 0-9, a-f", bytes * 2))
         }
         _ => sized(text.len(), "bytes", bounds, field).map_err(|error| error.value(text)),
     }
@@ -175,19 +158,12 @@ fn sized(len: usize, unit: &str, (min, max): Bounds, field: &str) -> Result<(), 
         (Some(min), None) => format!("give at least {min} {unit}"),
         (_, max) => format!("give at most {} {unit}", max.unwrap_or_default()),
     };
-    Err(RpcError::invalid_params(format!("{len} {unit} long"))
-        .field(field)
-        .fix(fix))
+    Err(RpcError::invalid_params(format!("{len} {unit} long")).field(field).fix(fix))
 }
 
 fn set(kind: &Kind, words: &[&str], value: &mut Value, field: &str) -> Result<(), RpcError> {
     if let Value::String(text) = &*value {
-        *value = text
-            .split(',')
-            .map(str::trim)
-            .filter(|word| !word.is_empty())
-            .map(Value::from)
-            .collect();
+        *value = text.split(',').map(str::trim).filter(|word| !word.is_empty()).map(Value::from).collect();
     }
     let Value::Array(items) = value else {
         return Err(mistyped(kind, value, field));
@@ -213,12 +189,10 @@ fn set(kind: &Kind, words: &[&str], value: &mut Value, field: &str) -> Result<()
 fn mistyped(kind: &Kind, value: &Value, field: &str) -> RpcError {
     let fix = match (kind, value) {
         (_, Value::Null) => "leave the key out".to_owned(),
-        (kind, Value::String(text)) if kind.integer_range().is_some() => {
-            match text.parse::<i128>() {
-                Ok(number) => format!("write {number} without quotes"),
-                Err(_) => format!("give {kind}"),
-            }
-        }
+        (kind, Value::String(text)) if kind.integer_range().is_some() => match text.parse::<i128>() {
+            Ok(number) => format!("write {number} without quotes"),
+            Err(_) => format!("give {kind}"),
+        },
         (Kind::Bool, Value::String(text)) if text == "true" || text == "false" => {
             format!("write {text} without quotes")
         }
@@ -257,11 +231,7 @@ fn is_uuid(text: &str) -> bool {
 }
 
 fn join(path: &str, key: &str) -> String {
-    if path.is_empty() {
-        key.to_owned()
-    } else {
-        format!("{path}.{key}")
-    }
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
 #[cfg(test)]
@@ -277,9 +247,7 @@ mod tests {
         aliases: &[],
         help: "Create a thing.",
         params: &[
-            Param::required("name", Kind::Str, "Name")
-                .at_least(1)
-                .at_most(8),
+            Param::required("name", Kind::Str, "Name").at_least(1).at_most(8),
             Param::required("size", Kind::U32, "Bytes").at_least(512),
             Param::optional("shift", Kind::I32, "Blocks"),
             Param::optional("total", Kind::U64, "Bytes"),
@@ -350,10 +318,7 @@ mod tests {
 
     #[test]
     fn absent_null_and_empty_are_the_same() {
-        let none = MethodSpec {
-            params: &[],
-            ..SPEC
-        };
+        let none = MethodSpec { params: &[], ..SPEC };
         for params in [None, Some(Value::Null), Some(json!({}))] {
             assert_eq!(validate(&none, params).unwrap().as_value(), &json!({}));
         }
@@ -411,11 +376,7 @@ mod tests {
             ("name", json!(7), "write it in quotes: \"7\""),
             ("name", json!(""), "give 1 to 8 bytes"),
             ("name", json!("123456789"), "9 bytes long"),
-            (
-                "uuid",
-                json!("4dadce4dfaac4eb48ccf8b8a6dba70bc"),
-                "not a UUID",
-            ),
+            ("uuid", json!("4dadce4dfaac4eb48ccf8b8a6dba70bc"), "not a UUID"),
             ("nguid", json!("4DADCE"), "write exactly 8 digits"),
             ("nguid", json!("éééé"), "write exactly 8 digits"),
             ("readonly", json!("true"), "write true without quotes"),
@@ -429,11 +390,7 @@ mod tests {
             ("names", json!(["x", 1]), "names[1] 1"),
             ("names", json!(["x", "y", "z"]), "give at most 2 items"),
             ("address", json!("127.0.0.1"), "an object is wanted"),
-            (
-                "address",
-                json!({"traddr": "x", "port": 65536}),
-                "address.port 65536",
-            ),
+            ("address", json!({"traddr": "x", "port": 65536}), "address.port 65536"),
         ] {
             let message = refuse(with(key, value.clone()));
             assert!(message.contains(text), "{key}={value}: {message}");
@@ -443,10 +400,7 @@ mod tests {
 
     #[test]
     fn a_method_may_keep_another_code() {
-        let spec = MethodSpec {
-            refusal_code: code::INTERNAL_ERROR,
-            ..SPEC
-        };
+        let spec = MethodSpec { refusal_code: code::INTERNAL_ERROR, ..SPEC };
         for params in [json!({}), json!([]), json!({"x": 1})] {
             assert_eq!(validate(&spec, Some(params)).unwrap_err().code(), -32603);
         }

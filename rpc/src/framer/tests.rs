@@ -110,10 +110,7 @@ fn the_position_counts_the_whole_stream() {
     while framer.next().is_some() {}
     framer.push(b" x");
     let error = framer.next().unwrap().unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "byte 7 of the stream is 'x' where a request, { or [, must follow"
-    );
+    assert_eq!(error.to_string(), "byte 7 of the stream is 'x' where a request, { or [, must follow");
 }
 
 #[test]
@@ -136,10 +133,7 @@ fn depth_is_bounded() {
     let depth = MAX_DEPTH as usize;
     let nested = |n: usize| "[".repeat(n) + &"]".repeat(n);
     assert_eq!(whole(nested(depth).as_bytes()).1, None);
-    assert_eq!(
-        whole(nested(depth + 1).as_bytes()).1,
-        Some(FrameError::TooDeep)
-    );
+    assert_eq!(whole(nested(depth + 1).as_bytes()).1, Some(FrameError::TooDeep));
     let (values, error) = whole(nested(depth).repeat(2).as_bytes());
     assert_eq!((values.len(), error), (2, None));
     assert!(serde_json::from_str::<Value>(&values[0]).is_ok());
