@@ -14,8 +14,10 @@
 //! |---|---|
 //! | [`view`] | the target as reactors see it |
 //! | [`shared`] | what the queues of one controller share across reactors |
+//! | [`system`] | the control plane, and its seam to poll groups |
 //! | [`transport`] | what a transport is to the target |
 
 pub mod shared;
+pub mod system;
 pub mod transport;
 pub mod view;
