@@ -9,6 +9,8 @@
 //! |---|---|
 //! | [`core`] | the layer: I/O, channels, runtime, registry, control plane |
 //! | [`modules`] | the devices themselves, one line each in [`modules::MODULES`] |
+//! | [`conformance`] | what every device must do, as a suite that each module runs |
 
+pub mod conformance;
 pub mod core;
 pub mod modules;

@@ -1,10 +1,15 @@
 //! The devices themselves.
 //!
-//! A module is one file here and one line in [`MODULES`]; the line yields its RPCs and the configuration that is saved
-//! and restored.
+//! A module is one file here and one line in [`MODULES`]; the line yields its RPCs, the configuration that is saved and
+//! restored, and its run of the [conformance](crate::conformance) suite.
+
+mod common;
+pub mod malloc;
+pub mod null;
 
 use schema::Method;
 
+use crate::conformance::Subject;
 use crate::core::BdevSystem;
 
 /// One kind of device.
@@ -14,7 +19,9 @@ pub struct Module {
     pub name: &'static str,
     /// The methods that create, change and delete its devices.
     pub methods: &'static [Method<BdevSystem>],
+    /// How the conformance suite makes its devices.
+    pub subjects: &'static [Subject],
 }
 
 /// Every module there is.
-pub const MODULES: &[Module] = &[];
+pub const MODULES: &[Module] = &[null::MODULE, malloc::MODULE];

@@ -1,5 +1,6 @@
 //! What a module implements.
 
+use std::any::Any;
 use std::io;
 
 use reactor::file::Errno;
@@ -8,13 +9,14 @@ use schema::ConfigEntry;
 use serde_json::Value;
 
 use super::io::{Io, IoTag};
+use super::registry::BdevInfo;
 use super::runtime::{ChannelCx, IoCx};
 use super::types::{Geometry, IoStatus, OpSet};
 
 /// A block device: shared by all reactors, stateless on the data path.
 ///
 /// Dropping it is its end: by then every channel is closed and every descriptor too.
-pub trait Bdev: Send + Sync {
+pub trait Bdev: Any + Send + Sync {
     /// What kind of device this is, in the words that RPCs show ("Malloc disk").
     fn product_name(&self) -> &'static str;
     /// Size and limits as of now.
@@ -31,8 +33,9 @@ pub trait Bdev: Send + Sync {
     fn driver_specific(&self) -> Value {
         Value::Object(serde_json::Map::new())
     }
-    /// The calls that make this device again, in order; empty for one that is made by another's call.
-    fn config(&self) -> Vec<ConfigEntry>;
+    /// The calls that make this device again under the name and UUID of `info`, in order; empty for one that is made by
+    /// another's call.
+    fn config(&self, info: &BdevInfo) -> Vec<ConfigEntry>;
     /// Names of the devices that this one is built on.
     fn base_bdevs(&self) -> Vec<String> {
         Vec::new()

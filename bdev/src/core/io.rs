@@ -264,6 +264,12 @@ impl Completion {
         self.body.tag.user
     }
 
+    /// The payload.
+    #[inline]
+    pub fn payload(&self) -> &Buffers {
+        &self.body.bufs
+    }
+
     /// Takes the payload; give the rest back with [`IoRuntime::recycle`](super::IoRuntime::recycle).
     #[inline]
     pub fn take_bufs(&mut self) -> Buffers {

@@ -12,6 +12,7 @@ use super::channel::Bdev;
 use super::locks::LockTable;
 use super::stats::{IoStats, StatsReset};
 use super::system::BdevError;
+use super::types::OpKind;
 
 /// Names one registered device for as long as the process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +55,19 @@ impl BdevInfo {
     /// The device itself.
     pub fn device(&self) -> &Arc<dyn Bdev> {
         &self.device
+    }
+
+    /// Whether the layer takes operations of this kind for it: done by the device, or emulated.
+    pub fn supports(&self, kind: OpKind) -> bool {
+        let native = self.device.native_ops();
+        let writes = native.contains(OpKind::Write);
+        match kind {
+            _ if native.contains(kind) => true,
+            OpKind::Reset | OpKind::Compare => true,
+            OpKind::Flush => !self.device.geometry().volatile_cache,
+            OpKind::CompareAndWrite | OpKind::Copy | OpKind::WriteZeroes => writes,
+            OpKind::Read | OpKind::Write | OpKind::Unmap => false,
+        }
     }
 
     /// Whether its removal has begun.

@@ -723,6 +723,17 @@ impl IoRuntime {
         Progress::from_busy(busy)
     }
 
+    /// Checks that nothing is lent: every I/O is in the pool, no saga is left, and the reserved buffer is home.
+    ///
+    /// # Panics
+    /// When something is still out.
+    pub fn assert_whole(&self) {
+        let capacity = self.home.inner.ring.capacity();
+        assert_eq!(self.free.len(), capacity, "I/Os are missing from the pool");
+        assert!(self.sagas.is_empty(), "{} sagas are left", self.sagas.len());
+        assert!(self.bounce_waiters.is_empty() && self.reserve.is_some(), "bounce memory is out");
+    }
+
     /// Whether nothing is outstanding anywhere on this reactor.
     pub fn is_quiet(&self) -> bool {
         self.inner.queue.is_empty()

@@ -59,6 +59,15 @@ pub enum BdevError {
         /// Who has it open.
         held_by: Vec<String>,
     },
+    /// It is of another kind than the call is for.
+    WrongKind {
+        /// The device.
+        name: String,
+        /// What it is.
+        is: &'static str,
+        /// What was wanted.
+        wanted: String,
+    },
     /// A parameter makes no sense for the device.
     Invalid {
         /// Which.
@@ -111,6 +120,7 @@ impl fmt::Display for BdevError {
             BdevError::StillDraining { name, held_by } => {
                 write!(f, "bdev '{name}' no longer takes I/O, but is still open in {}", held_by.join(", "))
             }
+            BdevError::WrongKind { name, is, wanted } => write!(f, "bdev '{name}' is a {is}, not a {wanted}"),
             BdevError::Invalid { field, value, reason } => write!(f, "{field} = {value}: {reason}"),
             BdevError::Host { doing, source } => write!(f, "{doing}: {source}"),
             BdevError::Stopping => f.write_str("the server is stopping"),
@@ -151,6 +161,10 @@ impl From<BdevError> for RpcError {
                 .value(name)
                 .fix("remove what uses it first, or use another bdev"),
             BdevError::StillDraining { name, .. } => RpcError::errno(Errno::BUSY, text).field("name").value(name),
+            BdevError::WrongKind { name, .. } => RpcError::errno(Errno::NODEV, text)
+                .field("name")
+                .value(name)
+                .fix("bdev_get_bdevs shows what kind each bdev is"),
             BdevError::Invalid { field, value, .. } => RpcError::errno(Errno::INVAL, text).field(field).value(value),
             BdevError::Host { ref source, .. } => {
                 let errno = source.raw_os_error().map_or(Errno::IO, Errno);
