@@ -1,8 +1,11 @@
 //! NVMe over Fabrics: wire format, protocol machines, target.
 //!
-//! - [`spec`]: the bytes of the specifications as types, and the parse of a
-//!   submission queue entry into a typed command. No state.
+//! - [`spec`]: the bytes of the specifications as types, and the parse of a submission queue entry into a typed
+//!   command. No state.
+//! - [`target`]: subsystems, controllers and namespaces, whatever the transport.
+//! - [`tcp`]: NVMe/TCP as machines without I/O.
 #![forbid(unsafe_code)]
 
 pub mod spec;
 pub mod target;
+pub mod tcp;
