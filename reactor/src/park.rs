@@ -9,8 +9,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicBool, Ordering, fence};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
@@ -92,6 +96,9 @@ impl Waker {
     /// as a push into a [`ring`](crate::ring)).
     #[inline]
     pub fn wake_after_rmw(&self) {
+        // The model checker takes sequentially consistent accesses for weaker ones; only a fence is one to it.
+        #[cfg(loom)]
+        fence(Ordering::SeqCst);
         if self.inner.sleeping.load(Ordering::SeqCst) {
             self.wake_slow();
         }
@@ -107,7 +114,9 @@ impl Waker {
 
     /// The sleeper says that it is about to block. It must look at its queues once more after this.
     pub fn announce(&self) {
-        self.inner.sleeping.store(true, Ordering::SeqCst);
+        // An exchange rather than a store, so that it is ordered after every earlier exchange by a waker; on most
+        // machines they are the same instruction.
+        self.inner.sleeping.swap(true, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 

@@ -14,17 +14,24 @@
 //! slot.sequence == position + 1            full, may be taken by the consumer
 //! slot.sequence == position + capacity     empty again, one lap later
 //! ```
+//!
+//! The ring, the [`Bell`] and the wake-up protocol of [`Waker`](crate::park::Waker) are checked by exploring the
+//! interleavings of their memory accesses, in a target folder of their own because that replaces the atomics:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p ringstone-reactor --release ring::loom
+//! ```
 
 #[cfg(loom)]
 use loom::{
     cell::UnsafeCell,
     sync::Arc,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 #[cfg(not(loom))]
 use std::{
     sync::Arc,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use crossbeam_utils::CachePadded;
@@ -183,6 +190,39 @@ impl<T> fmt::Debug for Consumer<T> {
     }
 }
 
+/// Whether a consumer that sleeps elsewhere (in a readiness set) was told of what was pushed: it is told at most once
+/// until it answers.
+#[derive(Debug)]
+pub struct Bell {
+    rung: AtomicBool,
+}
+
+impl Default for Bell {
+    fn default() -> Self {
+        Bell { rung: AtomicBool::new(false) }
+    }
+}
+
+impl Bell {
+    /// Call after a push; `notify` makes the consumer look, and is called unless it is about to look anyway.
+    #[inline]
+    pub fn ring(&self, notify: impl FnOnce()) {
+        if !self.rung.swap(true, Ordering::SeqCst) {
+            notify();
+        }
+    }
+
+    /// The consumer calls this before it looks.
+    #[inline]
+    pub fn answer(&self) {
+        // Having been notified comes with having seen the flag, so a stale look here only puts the answer off.
+        if self.rung.load(Ordering::Relaxed) {
+            // What was pushed by everyone who found the bell rung is visible after this.
+            self.rung.swap(false, Ordering::SeqCst);
+        }
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -265,11 +305,13 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_tests {
     use super::*;
+    use crate::park::{Unpark, Waker};
+    use loom::sync::{Condvar, Mutex};
     use loom::thread;
 
     #[test]
     fn two_producers_publish_everything_in_their_order() {
-        loom::model(|| {
+        explore(|| {
             let (tx, mut rx) = ring::<(u8, u8)>(4);
             let threads: Vec<_> = (0..2)
                 .map(|p| {
@@ -297,9 +339,108 @@ mod loom_tests {
         });
     }
 
+    /// A place to sleep that counts what woke it; one that sleeps for ever is a deadlock to the model.
+    #[derive(Default)]
+    struct Bed {
+        woken: Mutex<usize>,
+        changed: Condvar,
+    }
+
+    impl Bed {
+        fn sleep(&self) {
+            let mut woken = self.woken.lock().unwrap();
+            while *woken == 0 {
+                woken = self.changed.wait(woken).unwrap();
+            }
+            *woken = 0;
+        }
+    }
+
+    impl Unpark for Bed {
+        fn unpark(&self) {
+            *self.woken.lock().unwrap() += 1;
+            self.changed.notify_one();
+        }
+    }
+
+    /// Explores with a bound on involuntary switches, beyond which practically nothing new is found.
+    fn explore(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(model);
+    }
+
+    /// Two producers push one value each and wake the consumer, which sleeps whenever it finds nothing.
+    fn nobody_sleeps_through_a_push(wake: fn(&Waker)) {
+        explore(move || {
+            let bed = std::sync::Arc::new(Bed::default());
+            let waker = Waker::new(std::sync::Arc::clone(&bed) as std::sync::Arc<dyn Unpark>);
+            let (tx, mut rx) = ring::<u8>(2);
+            let threads: Vec<_> = (0..2)
+                .map(|p| {
+                    let (tx, waker) = (tx.clone(), waker.clone());
+                    thread::spawn(move || {
+                        tx.push(p);
+                        wake(&waker);
+                    })
+                })
+                .collect();
+            let mut total = 0;
+            while total < 2 {
+                total += rx.pop_batch(2, drop);
+                if total < 2 {
+                    waker.announce();
+                    if rx.is_empty() {
+                        bed.sleep();
+                    }
+                    waker.retract();
+                }
+            }
+            threads.into_iter().for_each(|t| t.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_by_a_fenced_wake() {
+        nobody_sleeps_through_a_push(Waker::wake);
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_by_a_wake_after_a_push() {
+        nobody_sleeps_through_a_push(Waker::wake_after_rmw);
+    }
+
+    #[test]
+    fn a_bell_is_heard() {
+        explore(|| {
+            let bed = Arc::new(Bed::default());
+            let bell = Arc::new(Bell::default());
+            let (tx, mut rx) = ring::<u8>(2);
+            let threads: Vec<_> = (0..2)
+                .map(|p| {
+                    let (tx, bell, bed) = (tx.clone(), Arc::clone(&bell), Arc::clone(&bed));
+                    thread::spawn(move || {
+                        tx.push(p);
+                        bell.ring(|| bed.unpark());
+                    })
+                })
+                .collect();
+            let mut total = 0;
+            loop {
+                bell.answer();
+                total += rx.pop_batch(2, drop);
+                if total == 2 {
+                    break;
+                }
+                bed.sleep();
+            }
+            threads.into_iter().for_each(|t| t.join().unwrap());
+        });
+    }
+
     #[test]
     fn a_slot_is_reused_only_after_it_was_taken() {
-        loom::model(|| {
+        explore(|| {
             let (tx, mut rx) = ring::<Box<u8>>(2);
             tx.push(Box::new(0));
             tx.push(Box::new(1));

@@ -9,7 +9,6 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use slab::Slab;
 use super::transfer::{self, Target};
 use super::{ENGINE_TOKEN, Errno, File, FileDone, FileEngine, FileRequest, FileSlot};
 use crate::park::{Parker, Source};
-use crate::ring::{Consumer, Producer, ring};
+use crate::ring::{Bell, Consumer, Producer, ring};
 
 /// Threads of one pool: enough for a disk to see some depth, few enough to have one a reactor.
 pub const THREADS: usize = 4;
@@ -32,7 +31,7 @@ pub(super) const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// Wakes a reactor that watches it under [`ENGINE_TOKEN`], at most once until it is answered.
 pub(super) struct Doorbell {
     fd: OwnedFd,
-    rung: AtomicBool,
+    bell: Bell,
 }
 
 impl Doorbell {
@@ -41,21 +40,19 @@ impl Doorbell {
         // The set is edge-triggered and each write is an edge, so the counter is never read; it would take centuries
         // to overflow.
         parker.watch(Source::Fd(fd.as_raw_fd()), ENGINE_TOKEN)?;
-        Ok(Arc::new(Doorbell { fd, rung: AtomicBool::new(false) }))
+        Ok(Arc::new(Doorbell { fd, bell: Bell::default() }))
     }
 
     /// Call after publishing what the reactor is to find.
     pub(super) fn ring(&self) {
-        if !self.rung.swap(true, Ordering::SeqCst) {
+        self.bell.ring(|| {
             let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
-        }
+        });
     }
 
     /// Call before looking at what was published.
     pub(super) fn answer(&self) {
-        if self.rung.load(Ordering::Relaxed) {
-            self.rung.swap(false, Ordering::SeqCst);
-        }
+        self.bell.answer();
     }
 
     pub(super) fn raw_fd(&self) -> i32 {
