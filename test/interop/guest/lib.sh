@@ -1,0 +1,44 @@
+# Shell functions every script in the guest can use.
+
+. /etc/programs.sh
+
+# namespace NQN NSID: the block device of a connected namespace, or failure. Hidden per-path devices are not named.
+namespace() {
+    for block in /sys/block/nvme*n*; do
+        case ${block##*/} in nvme*c*n*) continue ;; esac
+        [ "$(cat "$block/nsid" 2>/dev/null)" = "$2" ] || continue
+        [ "$(cat "$block/device/subsysnqn" 2>/dev/null)" = "$1" ] || continue
+        [ -b "/dev/${block##*/}" ] || continue
+        echo "/dev/${block##*/}"
+        return 0
+    done
+    return 1
+}
+
+# controller NQN HOSTNQN: the name of the controller by which a host is connected to a subsystem, or failure.
+controller() {
+    for found in /sys/class/nvme/nvme*; do
+        [ "$(cat "$found/subsysnqn" 2>/dev/null)" = "$1" ] || continue
+        [ "$(cat "$found/hostnqn" 2>/dev/null)" = "$2" ] || continue
+        echo "${found##*/}"
+        return 0
+    done
+    return 1
+}
+
+# sectors DEVICE: its size as the kernel knows it now, in units of 512 bytes.
+sectors() {
+    cat "/sys/block/${1##*/}/size"
+}
+
+# until_stopped FILE COMMAND...: repeats a command until FILE exists; prints how often it succeeded, ends if it fails.
+until_stopped() {
+    stop=$1 passes=0
+    shift
+    until [ -e "$stop" ]; do
+        "$@" >"$stop.out" 2>&1 || { status=$?; cat "$stop.out" >&2; return $status; }
+        passes=$((passes + 1))
+        echo $passes >"$stop.passes"
+    done
+    echo $passes
+}
