@@ -16,7 +16,13 @@
 //! | [`shared`] | what the queues of one controller share across reactors |
 //! | [`system`] | the control plane, and its seam to poll groups |
 //! | [`transport`] | what a transport is to the target |
+//! | [`connect`] | whether a queue may connect |
+//! | [`controller`] | the brain of a controller: properties, admin commands, events, keep alive |
+//! | [`discovery`] | the discovery log |
 
+pub mod connect;
+pub mod controller;
+pub mod discovery;
 pub mod shared;
 pub mod system;
 pub mod transport;
