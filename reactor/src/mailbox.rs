@@ -3,6 +3,7 @@
 //! Not a data path: a message allocates. It may come from any thread; it runs on the reactor, between polls.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam_queue::ArrayQueue;
 
@@ -28,23 +29,43 @@ impl std::fmt::Debug for Full {
 #[derive(Clone)]
 pub struct Mailbox {
     queue: Arc<ArrayQueue<Message>>,
+    closed: Arc<AtomicBool>,
     waker: Waker,
 }
 
 impl Mailbox {
     /// An empty mailbox of [`CAPACITY`] messages.
     pub fn new(waker: Waker) -> Mailbox {
-        Mailbox { queue: Arc::new(ArrayQueue::new(CAPACITY)), waker }
+        Mailbox { queue: Arc::new(ArrayQueue::new(CAPACITY)), closed: Arc::default(), waker }
     }
 
-    /// Queues `message` and wakes the reactor if it sleeps.
+    /// Queues `message` and wakes the reactor if it sleeps. When the reactor is gone the message is dropped, which
+    /// answers whoever waits for it.
     ///
     /// # Errors
     /// [`Full`] with the message when the reactor has not kept up.
     pub fn send(&self, message: Message) -> Result<(), Full> {
         self.queue.push(message).map_err(Full)?;
+        // Either this sees that the reactor is gone, or `close` comes later and sees the message.
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) {
+            self.drain();
+        }
         self.waker.wake();
         Ok(())
+    }
+
+    /// The reactor goes: drops what waits and whatever comes from now on.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.drain();
+    }
+
+    fn drain(&self) {
+        while let Some(message) = self.pop() {
+            drop(message);
+        }
     }
 
     pub(crate) fn pop(&self) -> Option<Message> {

@@ -706,9 +706,7 @@ impl Drop for Reactor {
     fn drop(&mut self) {
         let _entered = Entered::new(self.cx.id);
         // Messages that came too late answer `Gone` by being dropped; pollers go before what they point into.
-        while let Some(message) = self.cx.mailbox.pop() {
-            drop(message);
-        }
+        self.cx.mailbox.close();
         self.pollers.clear();
         self.cx.added.clear();
         self.cx.extensions.clear();

@@ -121,8 +121,11 @@ fn a_stopped_reactor_answers_gone() {
     while reactor.handle().mailbox.is_empty() {
         std::thread::yield_now();
     }
+    let handle = reactor.handle();
     drop(reactor);
     assert_eq!(waiting.join().unwrap(), Err(Gone));
+    // So does one that is asked only now.
+    assert_eq!(futures_executor(handle.call(|_| ())), Err(Gone));
 }
 
 #[test]
