@@ -22,6 +22,7 @@ pub mod framer;
 pub mod framework;
 mod json;
 pub mod log;
+pub mod reactors;
 pub mod runtime;
 pub mod server;
 pub mod table;
