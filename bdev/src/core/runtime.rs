@@ -183,6 +183,11 @@ pub(super) struct Channel {
 }
 
 impl Channel {
+    /// Whether it closes once nothing is outstanding.
+    fn is_ending(&self) -> bool {
+        self.removing || self.refs == 0
+    }
+
     fn outstanding(&self) -> u32 {
         self.in_flight.iter().sum::<u32>() + self.parked.len() as u32 + self.waiting
     }
@@ -342,6 +347,9 @@ impl IoRuntime {
             let (channel, client, request) = self.waiting.remove(index).expect("the index was just found");
             let slot = &mut self.channels[channel.0 as usize];
             slot.waiting -= 1;
+            if slot.is_ending() {
+                self.closing.push(channel);
+            }
             // It never drew an I/O from the pool: the one that carries it home is made here and ends in `recycle`.
             let mut body = IoRuntime::blank(&self.home);
             body.spare = true;
@@ -354,6 +362,9 @@ impl IoRuntime {
         let slot = &mut self.channels[channel.0 as usize];
         if let Some(index) = slot.parked.iter().position(|io| io.tag() == tag) {
             let mut io = slot.parked.remove(index).expect("the index was just found");
+            if slot.is_ending() {
+                self.closing.push(channel);
+            }
             io.body_mut().frames.pop();
             io.body_mut().status = IoStatus::Aborted;
             self.inner.queue.push_back(Step::Complete(io));
@@ -624,7 +635,7 @@ impl IoRuntime {
         let count = &mut slot.in_flight[frame.epoch as usize];
         *count -= 1;
         let drained = *count == 0;
-        let ending = slot.removing || slot.refs == 0;
+        let ending = slot.is_ending();
         let gated = !slot.gates.is_empty();
         self.inner.queue.push_back(Step::Complete(io));
         if drained && gated {
@@ -660,7 +671,12 @@ impl IoRuntime {
         let mut any = false;
         while !self.free.is_empty() {
             let Some((channel, client, request)) = self.waiting.pop_front() else { break };
-            self.channels[channel.0 as usize].waiting -= 1;
+            let slot = &mut self.channels[channel.0 as usize];
+            slot.waiting -= 1;
+            if slot.is_ending() {
+                // It may be refused without ever being counted, and the channel waits for it.
+                self.closing.push(channel);
+            }
             self.start(channel, client, request);
             any = true;
         }
