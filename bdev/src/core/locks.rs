@@ -21,8 +21,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reactor::ReactorId;
 
+use super::io::Io;
 use super::registry::{BdevId, BdevInfo};
-use super::runtime::{ChannelId, IoCx, IoRuntime};
+use super::runtime::{Channel, ChannelId, IoCx, IoRuntime};
+use super::saga::Saga;
 use super::types::Op;
 
 /// What a lock keeps out.
@@ -76,14 +78,23 @@ pub(super) struct Gate {
 }
 
 impl Gate {
+    /// Whether an operation that takes no lock of its own has to wait.
     #[inline]
-    pub(super) fn blocks(&self, op: Op, lba: u64, blocks: u64) -> bool {
-        match (self.scope, op) {
-            // These are ordered against each other by the table, not by the gates.
-            (_, Op::Reset | Op::CompareAndWrite { .. }) => false,
-            (Scope::All, _) => true,
-            (scope, _) => op.modifies() && scope.overlaps(&Scope::Writes { lba, blocks }),
+    fn blocks(&self, op: Op, lba: u64, blocks: u64) -> bool {
+        match self.scope {
+            Scope::All => true,
+            scope => op.modifies() && scope.overlaps(&Scope::Writes { lba, blocks }),
         }
+    }
+}
+
+impl Channel {
+    /// Whether an I/O has to wait for a gate to open. Operations that take locks are ordered by the table instead.
+    #[inline]
+    pub(super) fn is_gated(&self, io: &Io) -> bool {
+        !self.gates.is_empty()
+            && !Saga::takes_lock(self, io)
+            && self.gates.iter().any(|gate| gate.blocks(io.op(), io.lba(), io.blocks()))
     }
 }
 
@@ -266,7 +277,7 @@ impl IoRuntime {
         slot.gates.retain(|gate| gate.ticket != ticket);
         for io in std::mem::take(&mut slot.parked) {
             let slot = &mut self.channels[channel.0 as usize];
-            if slot.gates.iter().any(|gate| gate.blocks(io.op(), io.lba(), io.blocks())) {
+            if slot.is_gated(&io) {
                 slot.parked.push_back(io);
             } else {
                 self.dispatch(channel, io);

@@ -569,7 +569,7 @@ impl IoRuntime {
             return;
         }
         body.frames.push(frame);
-        if !slot.gates.is_empty() && slot.gates.iter().any(|gate| gate.blocks(op, lba, blocks)) {
+        if slot.is_gated(&io) {
             slot.parked.push_back(io);
             return;
         }

@@ -107,6 +107,15 @@ impl Saga {
         !slot.native.contains(op.kind()) || limit != 0 && io.blocks() > limit.into()
     }
 
+    /// Whether an I/O, when its turn comes, takes a lock: one that the device does by itself does not.
+    pub(super) fn takes_lock(slot: &Channel, io: &Io) -> bool {
+        match io.op() {
+            Op::Reset => true,
+            Op::CompareAndWrite { .. } => Saga::is_needed(slot, io),
+            _ => false,
+        }
+    }
+
     /// What has to be done about an operation for which [`Saga::is_needed`] said yes; `Err` is its end.
     fn plan(slot: &Channel, op: Op) -> Result<Kind, IoStatus> {
         let native = slot.native.contains(op.kind());
