@@ -174,18 +174,33 @@ impl Saga {
             piece = piece.min(self.bounce.len() as u64 / block);
         }
         let boundary = u64::from(geometry.optimal_io_boundary);
-        if boundary != 0 && !self.runs_backwards() {
-            piece = piece.min(boundary - (self.lba + self.done) % boundary);
+        if boundary != 0 {
+            piece = piece.min(self.room_before_boundary(self.lba, boundary));
+            if let Op::Copy { source_lba } = self.op {
+                piece = piece.min(self.room_before_boundary(source_lba, boundary));
+            }
         }
-        if geometry.max_segments != 0 && !self.needs_bounce() {
-            let start = (self.payload_offset(geometry)) as usize;
+        if geometry.max_segments != 0 {
+            let (list, start) = match self.needs_bounce() {
+                true => (&self.bounce, 0),
+                false => (&self.bufs, self.payload_offset(geometry) as usize),
+            };
             let mut bytes = 0;
             for _ in 0..geometry.max_segments {
-                bytes += self.bufs.slice_at(start + bytes).len();
+                bytes += list.slice_at(start + bytes).len();
             }
             piece = piece.min(bytes as u64 / block);
         }
         self.piece = piece;
+    }
+
+    /// Blocks that the next piece of the range at `first` may have until it meets a multiple of `boundary`.
+    fn room_before_boundary(&self, first: u64, boundary: u64) -> u64 {
+        if self.runs_backwards() {
+            (first + self.blocks - self.done - 1) % boundary + 1
+        } else {
+            boundary - (first + self.done) % boundary
+        }
     }
 
     /// Where the payload of the piece under way starts, in bytes.
