@@ -5,7 +5,7 @@ use reactor::Instant;
 use super::types::{IoStatus, OpKind};
 
 /// What was done of one kind. Latencies are nanoseconds, measured in whole steps of the reactor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpStats {
     /// Operations that succeeded.
     pub ops: u64,
@@ -15,10 +15,23 @@ pub struct OpStats {
     pub latency_ns: u64,
     /// Longest latency.
     pub max_latency_ns: u64,
-    /// Shortest latency; 0 while there was none.
+    /// Shortest latency; `u64::MAX` while there was none. See [`OpStats::shortest_ns`].
     pub min_latency_ns: u64,
     /// Operations that failed.
     pub errors: u64,
+}
+
+impl Default for OpStats {
+    fn default() -> Self {
+        OpStats { ops: 0, bytes: 0, latency_ns: 0, max_latency_ns: 0, min_latency_ns: u64::MAX, errors: 0 }
+    }
+}
+
+impl OpStats {
+    /// Shortest latency as it is shown: 0 while there was none.
+    pub fn shortest_ns(&self) -> u64 {
+        if self.min_latency_ns == u64::MAX { 0 } else { self.min_latency_ns }
+    }
 }
 
 /// Names of the statuses counted in [`IoStats::errors`], by index.
@@ -88,7 +101,7 @@ impl IoStats {
             None => {
                 let latency = now.nanos_since(started);
                 entry.max_latency_ns = entry.max_latency_ns.max(latency);
-                entry.min_latency_ns = if entry.ops == 0 { latency } else { entry.min_latency_ns.min(latency) };
+                entry.min_latency_ns = entry.min_latency_ns.min(latency);
                 entry.ops += 1;
                 entry.bytes += bytes;
                 entry.latency_ns += latency;
@@ -108,12 +121,7 @@ impl IoStats {
     /// Adds another reactor's counters.
     pub fn add(&mut self, other: &IoStats) {
         for (mine, theirs) in self.by_op.iter_mut().zip(&other.by_op) {
-            if theirs.ops > 0 {
-                mine.min_latency_ns = match mine.ops {
-                    0 => theirs.min_latency_ns,
-                    _ => mine.min_latency_ns.min(theirs.min_latency_ns),
-                };
-            }
+            mine.min_latency_ns = mine.min_latency_ns.min(theirs.min_latency_ns);
             mine.max_latency_ns = mine.max_latency_ns.max(theirs.max_latency_ns);
             mine.ops += theirs.ops;
             mine.bytes += theirs.bytes;
@@ -132,7 +140,7 @@ impl IoStats {
             StatsReset::MaxMin => {
                 for entry in &mut self.by_op {
                     entry.max_latency_ns = 0;
-                    entry.min_latency_ns = 0;
+                    entry.min_latency_ns = u64::MAX;
                 }
             }
             StatsReset::Error => {
@@ -161,6 +169,10 @@ mod tests {
         assert_eq!((read.ops, read.bytes, read.latency_ns), (2, 4608, 35));
         assert_eq!((read.min_latency_ns, read.max_latency_ns, read.errors), (5, 30, 1));
         assert_eq!(ERROR_NAMES[a.errors.iter().position(|&n| n == 1).unwrap()], "read_error");
+        a.reset(StatsReset::MaxMin);
+        assert_eq!(a.of(OpKind::Read).shortest_ns(), 0);
+        a.record(OpKind::Read, 512, Instant(10), Instant(17), IoStatus::Success);
+        assert_eq!((a.of(OpKind::Read).shortest_ns(), a.of(OpKind::Read).max_latency_ns), (7, 7));
         a.reset(StatsReset::Error);
         assert_eq!(a.errors, [0; ERROR_NAMES.len()]);
         a.reset(StatsReset::All);
