@@ -325,7 +325,9 @@ impl Registry {
     }
 
     pub(super) fn finish_remove(&self, id: BdevId) {
-        self.tables().bdevs.remove(&id);
+        let entry = self.tables().bdevs.remove(&id);
+        // After the lock: a device that holds another open closes that when it is dropped.
+        drop(entry);
     }
 
     pub(super) fn listeners(&self, id: BdevId) -> Vec<OnEvent> {

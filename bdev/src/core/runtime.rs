@@ -520,10 +520,12 @@ impl IoRuntime {
         }
     }
 
-    /// Tells this reactor's channel of a new size.
-    pub(super) fn resize_bdev(&mut self, bdev: BdevId, geometry: Geometry) {
+    /// Tells this reactor's channel that its device has changed its size.
+    pub(super) fn resize_bdev(&mut self, bdev: BdevId) {
         let Some(channel) = self.by_bdev.get(&bdev) else { return };
         let slot = &mut self.channels[channel.0 as usize];
+        // Asked here rather than sent here, so that of two changes the later one stays.
+        let geometry = slot.bdev.device().geometry();
         slot.geometry = geometry;
         if let Some(module) = slot.module.as_mut() {
             module.resized(&geometry);

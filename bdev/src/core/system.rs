@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_channel::oneshot;
 use futures_util::future::{BoxFuture, Either, select};
 use reactor::buffer::ClassStats;
 use reactor::reactor::Gone;
@@ -330,7 +331,9 @@ impl BdevSystem {
         let Removal { info, tell, all_closed } = self.registry.begin_remove(name)?;
         let system = Arc::clone(self);
         let removing = Arc::clone(&info);
-        let work: BoxFuture<'static, ()> = Box::pin(async move {
+        let (ended, has_ended) = oneshot::channel();
+        // A task of its own: it goes on when its caller loses interest or patience.
+        self.executor.spawn(Box::pin(async move {
             tell.iter().for_each(|tell| tell(BdevEvent::Removing));
             drop(tell);
             let id = removing.id();
@@ -349,11 +352,13 @@ impl BdevSystem {
             let _ = all_closed.await;
             system.registry.finish_remove(id);
             tracing::info!(bdev = removing.name(), "bdev removed");
-        });
-        match select(work, self.executor.sleep(REMOVE_PATIENCE)).await {
-            Either::Left(_) => Ok(()),
-            Either::Right((_, work)) => {
-                self.executor.spawn(work);
+            drop(removing);
+            let _ = ended.send(());
+        }));
+        match select(has_ended, self.executor.sleep(REMOVE_PATIENCE)).await {
+            Either::Left((Ok(()), _)) => Ok(()),
+            Either::Left((Err(_), _)) => Err(BdevError::Stopping),
+            Either::Right(_) => {
                 let held_by = self.registry.owners(info.id());
                 Err(BdevError::StillDraining { name: info.name().to_string(), held_by })
             }
@@ -368,7 +373,7 @@ impl BdevSystem {
         let geometry = bdev.device().geometry();
         let id = bdev.id();
         for reactor in &self.reactors {
-            reactor.call(move |cx| IoRuntime::of(cx).borrow_mut().resize_bdev(id, geometry)).await?;
+            reactor.call(move |cx| IoRuntime::of(cx).borrow_mut().resize_bdev(id)).await?;
         }
         self.registry.listeners(id).iter().for_each(|tell| tell(BdevEvent::Resized));
         tracing::info!(bdev = bdev.name(), bytes = geometry.bytes(), "bdev resized");
