@@ -101,7 +101,7 @@ pub(super) mod arrayvec {
 
     impl Frames {
         pub(in super::super) fn push(&mut self, frame: Frame) {
-            // The depth of a stack of devices is checked when its channels are opened.
+            // The height of a stack of devices is checked when its channels are opened.
             self.frames[self.len] = Some(frame);
             self.len += 1;
         }

@@ -112,7 +112,8 @@ impl IoCx<'_> {
 /// What modules reach while a channel opens or closes.
 pub struct ChannelCx<'a> {
     runtime: &'a mut IoRuntime,
-    depth: usize,
+    /// Height of the highest lower device whose channel was opened through this.
+    height: usize,
 }
 
 impl ChannelCx<'_> {
@@ -121,7 +122,9 @@ impl ChannelCx<'_> {
     /// # Errors
     /// As the lower device says, or when devices are stacked too deep.
     pub fn get_channel(&mut self, bdev: &Arc<BdevInfo>) -> io::Result<ChannelId> {
-        self.runtime.get_channel_at(bdev, self.depth + 1)
+        let channel = self.runtime.get_channel(bdev)?;
+        self.height = self.height.max(self.runtime.channels[channel.0 as usize].height);
+        Ok(channel)
     }
 
     /// Gives a lower device's channel back.
@@ -168,7 +171,8 @@ pub(super) struct Channel {
     pub(super) geometry: Geometry,
     pub(super) native: OpSet,
     refs: u32,
-    depth: usize,
+    /// Layers from the lowest device up to this one: the frames that an I/O needs from here on.
+    height: usize,
     removing: bool,
     removed: Vec<Box<dyn FnOnce()>>,
     /// I/Os in the module, by epoch; the third counts those that hold a range lock.
@@ -404,22 +408,9 @@ impl IoRuntime {
     /// # Errors
     /// As the device says; `NotFound` when it is being removed.
     pub fn get_channel(&mut self, bdev: &Arc<BdevInfo>) -> io::Result<ChannelId> {
-        self.get_channel_at(bdev, 0)
-    }
-
-    fn get_channel_at(&mut self, bdev: &Arc<BdevInfo>, depth: usize) -> io::Result<ChannelId> {
-        if depth >= MAX_LAYERS {
-            return Err(io::Error::other(format!(
-                "devices are stacked more than {MAX_LAYERS} deep at '{}'",
-                bdev.name()
-            )));
-        }
         if let Some(&id) = self.by_bdev.get(&bdev.id()) {
             let slot = &mut self.channels[id.0 as usize];
             if !slot.removing {
-                if depth > slot.depth {
-                    slot.depth = depth;
-                }
                 slot.refs += 1;
                 return Ok(id);
             }
@@ -427,7 +418,14 @@ impl IoRuntime {
         if bdev.is_removing() {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("'{}' is being removed", bdev.name())));
         }
-        let module = bdev.device().open_channel(&mut ChannelCx { runtime: self, depth })?;
+        let mut cx = ChannelCx { runtime: self, height: 0 };
+        let mut module = bdev.device().open_channel(&mut cx)?;
+        let height = cx.height + 1;
+        if height > MAX_LAYERS {
+            module.close(&mut cx);
+            let text = format!("'{}' would be the {height}th layer; {MAX_LAYERS} are possible", bdev.name());
+            return Err(io::Error::other(text));
+        }
         let geometry = bdev.device().geometry();
         let polled = module.wants_poll();
         let slot = Channel {
@@ -436,7 +434,7 @@ impl IoRuntime {
             geometry,
             native: bdev.device().native_ops(),
             refs: 1,
-            depth,
+            height,
             removing: false,
             removed: Vec::new(),
             in_flight: [0; 3],
@@ -474,10 +472,9 @@ impl IoRuntime {
         {
             slot.bdev.retire_stats(&slot.stats);
             slot.stats = IoStats::default();
-            let depth = slot.depth;
             let removed = std::mem::take(&mut slot.removed);
             self.polled.retain(|&id| id != channel);
-            module.close(&mut ChannelCx { runtime: self, depth });
+            module.close(&mut ChannelCx { runtime: self, height: 0 });
             drop(module);
             removed.into_iter().for_each(|tell| tell());
         }
