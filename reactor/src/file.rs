@@ -49,7 +49,7 @@ pub trait Payload: Any + Send {
 /// An operation on an open file. Offsets and lengths are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileOp {
-    /// Fills the payload from the file. Bytes past the end of the file read as zeroes.
+    /// Fills the payload from the file. A range that passes the end of the file fails with EIO, its payload zeroed there.
     Read,
     /// Writes the payload. With `durable`, it is on stable media before the completion.
     Write {

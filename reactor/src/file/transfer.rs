@@ -2,7 +2,8 @@
 //!
 //! A transfer that the kernel ends early is continued until it is whole. On a file opened for direct I/O the next
 //! piece has to start on a unit, so a piece that ends inside of one is repeated from that unit's start; a read that
-//! does not even fill one unit has met the end of the file, and the rest reads as zeroes.
+//! does not even fill one unit has met the end of the file and fails: what is kept in files has a size, and zeroes would
+//! pass for data after a file has been cut short. The rest of its payload is zeroed all the same.
 
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
@@ -71,7 +72,7 @@ pub(super) enum Next {
 }
 
 impl Transfer {
-    /// Takes an answer in: bytes moved, or a negated error number. Zero-fills what lies past the end of the file.
+    /// Takes an answer in: bytes moved, or a negated error number.
     pub(super) fn advance(&mut self, request: &mut FileRequest, info: &FileInfo, answer: i32) -> Next {
         let write = match request.op {
             FileOp::Read => false,
@@ -93,12 +94,11 @@ impl Transfer {
             self.retries = 0;
             return Next::Again;
         }
-        if write {
-            // Not a byte of progress and no error: the host would answer the same for ever.
-            return Next::Finished(Err(Errno(libc::EIO)));
+        if !write {
+            zero_from(buffers, reached);
         }
-        zero_from(buffers, reached);
-        Next::Finished(Ok(()))
+        // Not a byte of progress and no error: the host would answer the same for ever.
+        Next::Finished(Err(Errno(libc::EIO)))
     }
 
     fn whole(&mut self, answer: i32) -> Next {
