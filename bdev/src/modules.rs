@@ -6,6 +6,7 @@
 mod common;
 pub mod malloc;
 pub mod null;
+pub mod uring;
 
 use schema::Method;
 
@@ -24,4 +25,4 @@ pub struct Module {
 }
 
 /// Every module there is.
-pub const MODULES: &[Module] = &[null::MODULE, malloc::MODULE];
+pub const MODULES: &[Module] = &[null::MODULE, malloc::MODULE, uring::MODULE];

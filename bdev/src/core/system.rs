@@ -94,6 +94,15 @@ impl BdevError {
         BdevError::NotFound { name: name.to_string() }
     }
 
+    /// `info` is no `wanted`.
+    pub fn wrong_kind(info: &BdevInfo, wanted: &str) -> BdevError {
+        BdevError::WrongKind {
+            name: info.name().to_string(),
+            is: info.device().product_name(),
+            wanted: wanted.to_string(),
+        }
+    }
+
     /// A parameter that makes no sense.
     pub fn invalid(field: &'static str, value: impl fmt::Display, reason: impl Into<String>) -> BdevError {
         BdevError::Invalid { field, value: value.to_string(), reason: reason.into() }
@@ -167,12 +176,33 @@ impl From<BdevError> for RpcError {
                 .value(name)
                 .fix("bdev_get_bdevs shows what kind each bdev is"),
             BdevError::Invalid { field, value, .. } => RpcError::errno(Errno::INVAL, text).field(field).value(value),
-            BdevError::Host { ref source, .. } => {
-                let errno = source.raw_os_error().map_or(Errno::IO, Errno);
-                RpcError::errno(errno, text)
-            }
+            BdevError::Host { ref source, .. } => RpcError::errno(errno_of(source), text),
             BdevError::Stopping => RpcError::internal(text),
         }
+    }
+}
+
+/// The number for a host's error, also where the error carries words instead of a number.
+fn errno_of(error: &io::Error) -> Errno {
+    use io::ErrorKind;
+    if let Some(number) = error.raw_os_error().filter(|&number| number > 0) {
+        return Errno(number);
+    }
+    match error.kind() {
+        ErrorKind::NotFound => Errno::NOENT,
+        ErrorKind::PermissionDenied => Errno::ACCES,
+        ErrorKind::AlreadyExists => Errno::EXIST,
+        ErrorKind::ResourceBusy => Errno::BUSY,
+        ErrorKind::InvalidInput => Errno::INVAL,
+        ErrorKind::StorageFull => Errno::NOSPC,
+        ErrorKind::QuotaExceeded => Errno::DQUOT,
+        ErrorKind::FileTooLarge => Errno::FBIG,
+        ErrorKind::ReadOnlyFilesystem => Errno::ROFS,
+        ErrorKind::NotADirectory => Errno::NOTDIR,
+        ErrorKind::IsADirectory => Errno::ISDIR,
+        ErrorKind::ExecutableFileBusy => Errno::TXTBSY,
+        ErrorKind::OutOfMemory => Errno::NOMEM,
+        _ => Errno::IO,
     }
 }
 

@@ -47,15 +47,7 @@ pub(super) fn check_physical(block_size: u32, physical: u32) -> Result<(), BdevE
 /// The device behind `info` as the type that a module made.
 pub(super) fn device_as<T: Bdev + 'static>(info: &Arc<BdevInfo>, product: &str) -> Result<Arc<T>, BdevError> {
     let device: Arc<dyn Any + Send + Sync> = Arc::clone(info.device()) as _;
-    device.downcast::<T>().map_err(|_| wrong_kind(info, product))
-}
-
-fn wrong_kind(info: &BdevInfo, product: &str) -> BdevError {
-    BdevError::WrongKind {
-        name: info.name().to_string(),
-        is: info.device().product_name(),
-        wanted: product.to_string(),
-    }
+    device.downcast::<T>().map_err(|_| BdevError::wrong_kind(info, product))
 }
 
 /// The parameter `name`.
@@ -94,7 +86,7 @@ pub(super) async fn rpc_delete(system: Arc<BdevSystem>, params: Params, product:
     let name = params.str("name")?;
     let info = system.get(name)?;
     if info.device().product_name() != product {
-        return Err(wrong_kind(&info, product).into());
+        return Err(BdevError::wrong_kind(&info, product).into());
     }
     system.remove(info.name()).await?;
     Ok(json!(true))
