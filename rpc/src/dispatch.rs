@@ -8,6 +8,7 @@
 //! Source: JSON-RPC 2.0 specification, sections 4 to 6.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use jsonrpsee::types::{Id, Params};
 use jsonrpsee::{ConnectionId, Extensions, MethodCallback};
@@ -36,10 +37,16 @@ impl Table {
     /// Answers one JSON text: a request or a batch. `None` when it holds only
     /// notifications, which have no reply.
     pub async fn answer(&self, text: &str) -> Option<String> {
+        self.answer_watched(text, &AtomicBool::new(false)).await
+    }
+
+    /// As [`answer`](Table::answer). While `waits` is true this only waits,
+    /// and may be dropped without harm.
+    pub(crate) async fn answer_watched(&self, text: &str, waits: &AtomicBool) -> Option<String> {
         let text = text.trim_start();
         if !text.starts_with('[') {
             return match serde_json::from_str::<&RawValue>(text) {
-                Ok(request) => self.answer_one(request, MAX_REPLY_BYTES).await,
+                Ok(request) => self.answer_one(request, MAX_REPLY_BYTES, waits).await,
                 Err(error) => Some(parse_error(&error.to_string())),
             };
         }
@@ -51,16 +58,16 @@ impl Table {
             let error = RpcError::new(code::INVALID_REQUEST, format!("a batch of {} requests", requests.len()));
             return Some(reply("null", &error.fix(format!("send 1 to {MAX_BATCH} in one batch"))));
         }
-        self.answer_batch(&requests).await
+        self.answer_batch(&requests, waits).await
     }
 
-    async fn answer_batch(&self, requests: &[&RawValue]) -> Option<String> {
+    async fn answer_batch(&self, requests: &[&RawValue], waits: &AtomicBool) -> Option<String> {
         let mut out = String::from("[");
         for request in requests {
             let left = MAX_REPLY_BYTES.saturating_sub(out.len());
             let reply = match left {
                 0 => refuse_unanswerable(request),
-                left => self.answer_one(request, left).await,
+                left => self.answer_one(request, left, waits).await,
             };
             if let Some(reply) = reply {
                 if out.len() > 1 {
@@ -76,7 +83,7 @@ impl Table {
         Some(out)
     }
 
-    async fn answer_one(&self, request: &RawValue, max_bytes: usize) -> Option<String> {
+    async fn answer_one(&self, request: &RawValue, max_bytes: usize, waits: &AtomicBool) -> Option<String> {
         let envelope = match open(request) {
             Ok(envelope) => envelope,
             Err((id, error)) => return Some(reply(id.map_or("null", RawValue::get), &error)),
@@ -87,6 +94,7 @@ impl Table {
         };
         let id_text = envelope.id.map_or("null", RawValue::get);
         let id = serde_json::from_str::<Id>(id_text).ok();
+        waits.store(self.spec(&envelope.method).is_some_and(|spec| spec.waits), Ordering::Relaxed);
         let response = callback(
             id.clone().unwrap_or(Id::Null).into_owned(),
             Params::new(envelope.params.map(RawValue::get)).into_owned(),
@@ -95,6 +103,7 @@ impl Table {
             Extensions::new(),
         )
         .await;
+        waits.store(false, Ordering::Relaxed);
         tracing::debug!(method = envelope.method, error = response.as_error_code(), "called");
         envelope.id?;
         match id {

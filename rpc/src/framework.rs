@@ -84,7 +84,8 @@ pub const METHODS: &[Method<Framework>] = &[
     Method::new("framework_wait_init", "Wait until the server has started.", |framework: Arc<Framework>, _| {
         Box::pin(async move { framework.wait().await })
     })
-    .states(States::BOTH),
+    .states(States::BOTH)
+    .waits(),
     Method::new(
         "framework_get_subsystems",
         "List the parts that have configuration, each after those it depends on.",

@@ -23,18 +23,21 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use schema::RpcError;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::dispatch;
 use crate::framer::Framer;
@@ -45,6 +48,10 @@ const BACKLOG: i32 = 128;
 
 /// Bytes read at once.
 const CHUNK: usize = 64 << 10;
+
+/// How often it is looked whether the client of a long request is still there:
+/// the system tells only that together with "writable", which it always is.
+const HANG_UP_CHECK: Duration = Duration::from_secs(1);
 
 /// Limits of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,7 +229,7 @@ impl Server {
                     Err(error) => {
                         tracing::warn!(%error, "accepting an RPC connection failed");
                         // Out of descriptors: nothing says when there are some.
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        sleep(Duration::from_millis(100)).await;
                     }
                 },
             }
@@ -311,6 +318,15 @@ fn refuse(stream: &UnixStream, clients: usize) {
     let _ = stream.try_write(dispatch::reply("null", &error).as_bytes());
 }
 
+/// Whether the client has closed its socket, not just its writing half.
+fn hung_up(stream: &UnixStream) -> bool {
+    match stream.ready(Interest::WRITABLE).now_or_never() {
+        Some(Ok(ready)) => ready.is_write_closed(),
+        Some(Err(_)) => true,
+        None => false,
+    }
+}
+
 struct Connection {
     stream: UnixStream,
     table: Arc<Table>,
@@ -331,7 +347,10 @@ impl Connection {
         loop {
             while let Some(request) = framer.next() {
                 let reply = match request {
-                    Ok(text) => self.table.answer(&text).await,
+                    Ok(text) => match self.answer(&text).await {
+                        Some(reply) => reply,
+                        None => return Ok(()),
+                    },
                     Err(error) => {
                         self.send(dispatch::parse_error(&error.to_string())).await?;
                         return self.linger(&mut chunk).await;
@@ -358,6 +377,23 @@ impl Connection {
                 return Ok(());
             }
             framer.push(&chunk[..count]);
+        }
+    }
+
+    /// `None` if the request only waited, and nobody waits for its reply.
+    async fn answer(&mut self, text: &str) -> Option<Option<String>> {
+        let waits = AtomicBool::new(false);
+        let mut answer = pin!(self.table.answer_watched(text, &waits));
+        let mut stopping = false;
+        loop {
+            tokio::select! {
+                reply = &mut answer => return Some(reply),
+                _ = self.stopping.changed(), if !stopping => stopping = true,
+                () = sleep(HANG_UP_CHECK) => {}
+            }
+            if waits.load(Ordering::Relaxed) && (stopping || hung_up(&self.stream)) {
+                return None;
+            }
         }
     }
 

@@ -271,10 +271,7 @@ impl Table {
 
     /// The error for a method that there is not.
     pub(crate) fn unknown(&self, method: &str) -> RpcError {
-        let error = RpcError::new(code::METHOD_NOT_FOUND, "there is no such method")
-            .in_method(method)
-            .field("method")
-            .value(method);
+        let error = RpcError::new(code::METHOD_NOT_FOUND, "there is no such method").in_method(method);
         let mut names: Vec<_> = self.core.index.keys().copied().collect();
         names.sort_unstable();
         error.fix(match nearest(method, names) {

@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{Folder, Running, Shelf};
+use common::{Connection, Folder, Running, Shelf};
 use ringstone_rpc::{BindError, Client, ClientError, Limits, Server};
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ fn requests_may_come_byte_by_byte_and_all_at_once() {
     for request in &requests {
         stream += &format!("{request:#}");
     }
-    let check = |connection: &mut common::Connection| {
+    let check = |connection: &mut Connection| {
         assert_eq!(connection.reply().unwrap()["result"], "é");
         assert_eq!(connection.reply().unwrap()[0]["result"], json!(["é", "b"]));
         assert_eq!(connection.reply().unwrap()["result"], json!(["é", "b", "c"]));
@@ -268,6 +268,32 @@ fn a_request_that_never_ends_does_not_keep_the_server() {
     }
     server.stop();
     assert_eq!(connection.reply(), None);
+}
+
+#[test]
+fn who_waits_for_ever_holds_no_place_once_gone() {
+    let mut server = Running::with(Limits { clients: 2, stop_timeout: LONG, ..Limits::default() });
+    let watching = |server: &Running, other: &mut Connection, count: usize| {
+        while server.shelf.watching.load(Ordering::SeqCst) != count {
+            other.send(LIST);
+            assert!(other.reply().is_some());
+        }
+    };
+    let mut other = server.connect();
+    for _ in 0..2 {
+        let mut waiting = server.connect();
+        waiting.send(r#"{"method":"shelf_watch","id":1}"#);
+        watching(&server, &mut other, 1);
+        drop(waiting);
+        watching(&server, &mut other, 0);
+    }
+    // Half closed is not gone; but the end of the server is the end.
+    let mut waiting = server.connect();
+    waiting.send(r#"{"method":"shelf_watch","id":1}"#);
+    waiting.stream.shutdown(Shutdown::Write).unwrap();
+    watching(&server, &mut other, 1);
+    server.stop();
+    assert_eq!(waiting.reply(), None);
 }
 
 #[test]

@@ -52,6 +52,9 @@ pub struct MethodSpec {
     /// Whether success changes the configuration, which must then be saved
     /// before the reply is sent.
     pub mutates: bool,
+    /// Whether it does nothing but wait, perhaps for ever; it is then dropped
+    /// when its caller leaves or the server stops.
+    pub waits: bool,
     /// What the result is, in words.
     pub result: &'static str,
     /// Error code for parameters that fail validation.
@@ -95,6 +98,7 @@ impl<C: 'static> Method<C> {
                 params: &[],
                 states: States::RUNTIME,
                 mutates: false,
+                waits: false,
                 result: "true",
                 refusal_code: code::INVALID_PARAMS,
             },
@@ -124,6 +128,13 @@ impl<C: 'static> Method<C> {
     /// the state is saved before the reply is sent.
     pub const fn mutates(mut self) -> Self {
         self.spec.mutates = true;
+        self
+    }
+
+    /// Does nothing but wait, perhaps for ever. Its future may be dropped at
+    /// any point.
+    pub const fn waits(mut self) -> Self {
+        self.spec.waits = true;
         self
     }
 

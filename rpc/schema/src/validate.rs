@@ -270,6 +270,7 @@ mod tests {
         ],
         states: States::RUNTIME,
         mutates: false,
+        waits: false,
         result: "true",
         refusal_code: code::INVALID_PARAMS,
     };

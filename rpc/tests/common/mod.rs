@@ -24,6 +24,8 @@ pub struct Shelf {
     pub size: Mutex<u64>,
     /// Handlers of shelf_wait that run.
     pub waiting: AtomicUsize,
+    /// Handlers of shelf_watch that run.
+    pub watching: AtomicUsize,
     /// Lets them end.
     pub gate: Semaphore,
     pub saved: Mutex<Vec<(String, Value)>>,
@@ -58,10 +60,32 @@ pub const METHODS: &[Method<Shelf>] = &[
     Method::new("shelf_wait", "Wait, as a change.", |shelf, params| Box::pin(wait(shelf, params)))
         .states(States::BOTH)
         .mutates(),
+    Method::new("shelf_watch", "Wait for ever.", |shelf: Arc<Shelf>, _| {
+        Box::pin(async move {
+            let _watching = Watching::new(&shelf);
+            std::future::pending().await
+        })
+    })
+    .waits(),
     Method::new("shelf_large", "Answer with much text.", |_, params| Box::pin(large(params)))
         .states(States::BOTH)
         .params(&[Param::required("bytes", Kind::U32, "how much")]),
 ];
+
+struct Watching<'a>(&'a Shelf);
+
+impl<'a> Watching<'a> {
+    fn new(shelf: &'a Shelf) -> Self {
+        shelf.watching.fetch_add(1, Ordering::SeqCst);
+        Watching(shelf)
+    }
+}
+
+impl Drop for Watching<'_> {
+    fn drop(&mut self) {
+        self.0.watching.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 async fn put(shelf: Arc<Shelf>, params: Params) -> Result<Value, RpcError> {
     let name = params.str("name")?;
@@ -92,6 +116,7 @@ impl Shelf {
             boxes: Mutex::default(),
             size: Mutex::new(8),
             waiting: AtomicUsize::new(0),
+            watching: AtomicUsize::new(0),
             gate: Semaphore::new(0),
             saved: Mutex::default(),
             saving_fails: AtomicBool::new(false),
