@@ -13,6 +13,7 @@
 //! | module | concern |
 //! |---|---|
 //! | [`view`] | the target as reactors see it |
+//! | [`poll_group`] | one reactor's queue pairs and the commands on them |
 //! | [`shared`] | what the queues of one controller share across reactors |
 //! | [`system`] | the control plane, and its seam to poll groups |
 //! | [`transport`] | what a transport is to the target |
@@ -23,6 +24,8 @@
 pub mod connect;
 pub mod controller;
 pub mod discovery;
+mod io;
+pub mod poll_group;
 pub mod shared;
 pub mod system;
 pub mod transport;

@@ -506,6 +506,11 @@ impl BufferPool {
         self.totals.iter().zip(CLASS_BYTES).map(|(n, size)| n * size).sum()
     }
 
+    /// Bytes in buffers that are at home on this thread.
+    pub fn free_bytes(&self) -> usize {
+        self.free.iter().zip(CLASS_BYTES).map(|(list, size)| list.len() * size).sum()
+    }
+
     /// Gives memory back. Buffers of other pools and heap buffers find their own way home.
     #[inline]
     pub fn put(&mut self, mut list: Buffers) {

@@ -277,6 +277,11 @@ impl IoRuntime {
         Rc::clone(&slot.0)
     }
 
+    /// As [`IoRuntime::of`], before it may have been installed.
+    pub fn try_of(cx: &Context) -> Option<SharedRuntime> {
+        cx.get::<RuntimeSlot>().map(|slot| Rc::clone(&slot.0))
+    }
+
     fn blank(home: &Home) -> Box<IoBody> {
         Box::new(IoBody {
             op: Op::Flush,

@@ -20,6 +20,8 @@ pub enum Event {
     Command {
         /// The transport's name for the command.
         slot: u16,
+        /// Running number of the command on its queue; neighbours differ by one (fused operations).
+        seq: u32,
         /// The command.
         sqe: Sqe,
         /// Data from the host, or memory for data to it: exactly the length that the command's SGL names.
@@ -29,6 +31,8 @@ pub enum Event {
     Rejected {
         /// The transport's name for the command.
         slot: u16,
+        /// Running number of the command on its queue.
+        seq: u32,
         /// The command.
         sqe: Sqe,
         /// Why.
@@ -45,12 +49,28 @@ pub enum Life {
     Ended(String),
 }
 
+/// What became of [`Qpair::abort`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortOutcome {
+    /// No such command is outstanding.
+    NotFound,
+    /// It was not delivered, and will come up as [`Event::Rejected`] with Command Abort Requested.
+    Undelivered,
+    /// It was delivered in this slot, and is the caller's to abort.
+    Executing(u16),
+}
+
 /// One queue pair, on one reactor.
 pub trait Qpair {
     /// Takes in what has arrived and appends what came of it to `events`.
     fn receive(&mut self, pool: &mut BufferPool, events: &mut Vec<Event>) -> Life;
-    /// Something is known to be waiting: `receive` would do work now.
+    /// Something is known to be waiting, also if only for memory.
     fn has_input(&self) -> bool;
+    /// The peer owes something without which nothing goes on (its greeting, the rest of a message, data that it was asked
+    /// for), and time for it runs.
+    fn peer_is_due(&self) -> bool;
+    /// Looks for a command to abort, by its identifier.
+    fn abort(&mut self, cid: u16) -> AbortOutcome;
     /// Completes a command. `data` goes to the host before the completion does.
     fn complete(&mut self, slot: u16, cqe: Cqe, data: Option<Buffers>);
     /// Sends what was completed, as much as goes; memory of what has left goes back to `pool`.

@@ -32,6 +32,7 @@ pub mod digest;
 mod output;
 mod receive;
 mod slots;
+pub mod transport;
 pub mod wire_client;
 
 #[cfg(test)]

@@ -1,0 +1,542 @@
+//! One reactor's part of the target: its queue pairs, and the commands on them.
+//!
+//! # One poll
+//! ```text
+//! accept -> for each queue pair with input: receive -> commands -> bdev channel
+//!        -> bdev runtime runs -> completions -> for each queue pair with output: one gathered send
+//! ```
+//!
+//! # Rooms
+//! | module | concern |
+//! |---|---|
+//! | [`connect`] | from a new connection to a queue of a controller |
+//! | [`commands`] | executing and completing commands |
+//! | [`apply`] | moving to a new view; draining what is gone |
+//! | [`groups`] | the poll groups of all reactors, as the control plane reaches them |
+//!
+//! # Invariants
+//! - A queue pair's place in `qpairs` is kept until its last command has come back from the bdev layer, so a completion
+//!   always finds its queue, and never another's.
+//! - `outstanding` of a namespace counts the operations that hold its channel; the channel is given back when the
+//!   namespace is gone from the view and the count is zero.
+
+mod apply;
+mod commands;
+mod connect;
+pub mod groups;
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bdev::core::runtime::SharedRuntime;
+use bdev::core::{ChannelId, ClientId, Completion, IoRuntime};
+use reactor::park::Ready;
+use reactor::{Buffers, Context, Instant, Poller, PollerId, Progress, ReactorId, Schedule};
+use slab::Slab;
+
+use super::controller::Controller;
+use super::shared::{ControllerShared, ControllerTable};
+use super::system::PollGroupStats;
+use super::transport::{Acceptor, Event, Incoming, Life, Qpair};
+use super::view::{ListenAddress, NamespaceView, TargetView};
+use crate::spec::{IoCommand, Status};
+
+use apply::Applying;
+
+/// Connections that one reactor serves at once; more are turned away.
+pub const MAX_QPAIRS: usize = 4096;
+/// Connections taken from one listener in one poll.
+const ACCEPT_BATCH: usize = 32;
+/// Time for a new connection to be connected to a controller, and for a peer to deliver what is due.
+const PEER_PATIENCE: Duration = Duration::from_secs(30);
+/// How often timers of connections are looked at.
+const TIMER_PERIOD: Duration = Duration::from_millis(500);
+
+/// Keys of watches: queue pairs have even ones, listeners odd ones.
+fn qpair_key(index: usize) -> u64 {
+    (index as u64) << 1
+}
+
+fn listener_key(index: usize) -> u64 {
+    (index as u64) << 1 | 1
+}
+
+/// Queue pairs on each reactor, for placing new ones.
+#[derive(Debug)]
+pub struct Loads(Vec<AtomicU32>);
+
+impl Loads {
+    /// No load on any of `reactors` reactors.
+    pub fn new(reactors: usize) -> Loads {
+        Loads((0..reactors).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// The reactor with the fewest queue pairs, counting one more there.
+    fn place(&self) -> ReactorId {
+        let least = self.0.iter().enumerate().min_by_key(|(_, load)| load.load(Ordering::Relaxed));
+        let index = least.map_or(0, |(index, _)| index);
+        self.0[index].fetch_add(1, Ordering::Relaxed);
+        ReactorId(index as u32)
+    }
+
+    fn release(&self, reactor: ReactorId) {
+        self.0[reactor.0 as usize].fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a queue pair is.
+enum Role {
+    /// Nothing yet: only Connect is taken.
+    New,
+    /// The admin queue of a controller.
+    Admin(Box<AdminQueue>),
+    /// An I/O queue.
+    Io(IoQueue),
+}
+
+struct AdminQueue {
+    controller: Controller,
+    shared: Arc<ControllerShared>,
+}
+
+struct IoQueue {
+    shared: Arc<ControllerShared>,
+    qid: u16,
+    /// Key of the subsystem in [`PollGroup::subsystems`].
+    subsystem: usize,
+    /// The first half of a fused operation, waiting for the second.
+    fused: Option<HeldFused>,
+    /// What it did in this poll, to be added to the controller's counters at its end.
+    tally: Tally,
+}
+
+#[derive(Default)]
+struct Tally {
+    bytes_read: u64,
+    bytes_written: u64,
+    reads: u64,
+    writes: u64,
+    media_errors: u64,
+}
+
+struct HeldFused {
+    /// Slot and running number.
+    at: (u16, u32),
+    nsid: u32,
+    command: IoCommand,
+    data: Buffers,
+}
+
+/// What a slot of a queue pair is doing.
+#[derive(Clone, Copy, Debug)]
+enum Work {
+    /// Nothing in the bdev layer.
+    None,
+    /// Operations of the bdev layer.
+    Io {
+        /// Key of the namespace in [`PollGroup::namespaces`].
+        namespace: usize,
+        /// Operations that have not come back.
+        left: u32,
+        /// The first failure.
+        status: Status,
+        /// The payload goes to the host.
+        to_host: bool,
+        /// The slot of the first half of a fused operation, completed together with this one.
+        fused_with: Option<u16>,
+    },
+}
+
+struct Qp {
+    qpair: Box<dyn Qpair>,
+    role: Role,
+    /// Tells this queue pair's completions from those of an earlier one in the same place.
+    generation: u32,
+    work: Vec<Work>,
+    /// Operations in the bdev layer.
+    outstanding: u32,
+    /// In [`PollGroup::runnable`].
+    queued: bool,
+    /// In [`PollGroup::flushing`].
+    flushing: bool,
+    closed: bool,
+    /// Where the host came in, as the listener's address says (which may be a wildcard).
+    listener: ListenAddress,
+    since: Instant,
+    /// Since when the peer has been due without anything having arrived.
+    due_since: Option<Instant>,
+}
+
+/// A subsystem as this reactor uses it.
+struct LocalSubsystem {
+    nqn: String,
+    incarnation: u64,
+    /// Keys into [`PollGroup::namespaces`] by NSID minus one.
+    table: Vec<Option<usize>>,
+    ana_reporting: bool,
+    /// I/O queues of it on this reactor.
+    queues: u32,
+    gone: bool,
+}
+
+struct LocalNamespace {
+    view: Arc<NamespaceView>,
+    channel: Option<ChannelId>,
+    outstanding: u32,
+    gone: bool,
+}
+
+/// One reactor's part of the target.
+pub struct PollGroup {
+    reactor: ReactorId,
+    poller: PollerId,
+    runtime: SharedRuntime,
+    client: ClientId,
+    view: Arc<TargetView>,
+    table: Arc<ControllerTable>,
+    loads: Arc<Loads>,
+    qpairs: Slab<Qp>,
+    next_generation: u32,
+    runnable: VecDeque<usize>,
+    flushing: Vec<usize>,
+    listeners: Slab<(ListenAddress, Box<dyn Acceptor>)>,
+    accepting: bool,
+    subsystems: Slab<LocalSubsystem>,
+    subsystem_by_nqn: HashMap<String, usize>,
+    namespaces: Slab<LocalNamespace>,
+    applying: Vec<Applying>,
+    events: Vec<Event>,
+    completions: Vec<Completion>,
+    /// Queue pairs that ended and wait to be closed, with the reason.
+    ended: Vec<(usize, String)>,
+    /// Admin queues whose controllers wait for their I/O queues to be gone, with their generations.
+    disabling: Vec<(usize, u32)>,
+    /// When the target started.
+    started: Instant,
+    next_timer: Instant,
+    pending_io: u64,
+    stats: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    admin_qpairs: u32,
+    io_qpairs: u32,
+    completed: u64,
+}
+
+/// The poll group as others on the reactor hold it.
+pub type SharedGroup = Rc<RefCell<PollGroup>>;
+
+struct GroupSlot(SharedGroup);
+
+impl PollGroup {
+    /// Builds the poll group of a reactor on which the bdev layer is installed.
+    pub fn install(cx: &mut Context, table: Arc<ControllerTable>, loads: Arc<Loads>) -> SharedGroup {
+        let runtime = IoRuntime::of(cx);
+        let client = runtime.borrow_mut().add_client();
+        let poller = cx.reserve_poller();
+        let group = PollGroup {
+            reactor: cx.id(),
+            poller,
+            runtime,
+            client,
+            view: Arc::default(),
+            table,
+            loads,
+            qpairs: Slab::new(),
+            next_generation: 0,
+            runnable: VecDeque::new(),
+            flushing: Vec::new(),
+            listeners: Slab::new(),
+            accepting: false,
+            subsystems: Slab::new(),
+            subsystem_by_nqn: HashMap::new(),
+            namespaces: Slab::new(),
+            applying: Vec::new(),
+            events: Vec::new(),
+            completions: Vec::new(),
+            ended: Vec::new(),
+            disabling: Vec::new(),
+            started: cx.now(),
+            next_timer: cx.now() + TIMER_PERIOD,
+            pending_io: 0,
+            stats: Counts::default(),
+        };
+        let shared: SharedGroup = Rc::new(RefCell::new(group));
+        cx.insert(GroupSlot(Rc::clone(&shared)));
+        let name = super::system::poll_group_name(cx.id());
+        cx.add_reserved_poller(poller, name, Schedule::Active, Box::new(GroupPoller(Rc::clone(&shared))));
+        shared
+    }
+
+    /// The poll group of the reactor behind `cx`.
+    ///
+    /// # Panics
+    /// If it was not installed.
+    pub fn of(cx: &Context) -> SharedGroup {
+        let slot = cx.get::<GroupSlot>().expect("a poll group is installed on every reactor");
+        Rc::clone(&slot.0)
+    }
+
+    fn poll(&mut self, cx: &mut Context) -> Progress {
+        let mut busy = false;
+        if std::mem::take(&mut self.accepting) {
+            busy |= self.accept(cx);
+        }
+        let runtime = Rc::clone(&self.runtime);
+        {
+            let mut runtime = runtime.borrow_mut();
+            runtime.set_now(cx.now());
+            busy |= self.receive_all(cx, &mut runtime);
+            runtime.run();
+            busy |= self.complete_all(&mut runtime);
+            // Completions may have let waiting commands go on, whose operations have to be run in turn.
+            runtime.run();
+            runtime.flush();
+            busy |= self.flush_all(&mut runtime);
+        }
+        if cx.now() >= self.next_timer {
+            self.run_timers(cx.now());
+        }
+        busy |= !self.ended.is_empty();
+        self.close_ended(cx);
+        self.finish_disabling(cx.now());
+        self.finish_applying();
+        Progress::from_busy(busy)
+    }
+
+    fn receive_all(&mut self, cx: &Context, runtime: &mut IoRuntime) -> bool {
+        let mut busy = false;
+        let mut events = std::mem::take(&mut self.events);
+        // Once round: what becomes runnable meanwhile has its turn in the next poll.
+        for _ in 0..self.runnable.len() {
+            let Some(index) = self.runnable.pop_front() else { break };
+            let Some(qp) = self.qpairs.get_mut(index) else { continue };
+            qp.queued = false;
+            if qp.closed {
+                continue;
+            }
+            let life = qp.qpair.receive(runtime.pool(), &mut events);
+            busy |= !events.is_empty();
+            if !events.is_empty() {
+                qp.due_since = None;
+            }
+            for event in events.drain(..) {
+                self.handle(cx, runtime, index, event);
+            }
+            if let Some(qp) = self.qpairs.get_mut(index) {
+                add_tally(qp);
+                if qp.qpair.has_input() && !qp.queued {
+                    qp.queued = true;
+                    self.runnable.push_back(index);
+                }
+            }
+            self.want_flush(index);
+            if let Life::Ended(why) = life {
+                self.ended.push((index, why));
+            }
+        }
+        self.events = events;
+        busy
+    }
+
+    fn complete_all(&mut self, runtime: &mut IoRuntime) -> bool {
+        let mut completions = std::mem::take(&mut self.completions);
+        runtime.take_completions(self.client, &mut completions);
+        let busy = !completions.is_empty();
+        for completion in completions.drain(..) {
+            self.completed(runtime, completion);
+        }
+        self.completions = completions;
+        busy
+    }
+
+    fn want_flush(&mut self, index: usize) {
+        if let Some(qp) = self.qpairs.get_mut(index)
+            && !qp.flushing
+            && !qp.closed
+            && qp.qpair.has_output()
+        {
+            qp.flushing = true;
+            self.flushing.push(index);
+        }
+    }
+
+    fn flush_all(&mut self, runtime: &mut IoRuntime) -> bool {
+        let busy = !self.flushing.is_empty();
+        for index in std::mem::take(&mut self.flushing) {
+            let Some(qp) = self.qpairs.get_mut(index) else { continue };
+            qp.flushing = false;
+            add_tally(qp);
+            if qp.closed {
+                continue;
+            }
+            if let Life::Ended(why) = qp.qpair.flush(runtime.pool()) {
+                self.ended.push((index, why));
+            } else if qp.qpair.has_input() && !qp.queued {
+                // What was sent may have made room for input that waits.
+                qp.queued = true;
+                self.runnable.push_back(index);
+            }
+        }
+        busy
+    }
+
+    fn accept(&mut self, cx: &mut Context) -> bool {
+        let mut arrived: Vec<(ListenAddress, Box<dyn Incoming>)> = Vec::new();
+        for (_, (address, acceptor)) in &mut self.listeners {
+            let batch = acceptor.accept(ACCEPT_BATCH);
+            // A full batch may have left some behind: the next poll looks again.
+            self.accepting |= batch.len() == ACCEPT_BATCH;
+            arrived.extend(batch.into_iter().map(|incoming| (address.clone(), incoming)));
+        }
+        let busy = !arrived.is_empty();
+        for (address, incoming) in arrived {
+            self.place(cx, address, incoming);
+        }
+        busy
+    }
+
+    fn run_timers(&mut self, now: Instant) {
+        self.next_timer = now + TIMER_PERIOD;
+        for (index, qp) in &mut self.qpairs {
+            if qp.closed {
+                continue;
+            }
+            if matches!(qp.role, Role::New) && now.since(qp.since) >= PEER_PATIENCE {
+                self.ended.push((index, "no Connect command came".into()));
+                continue;
+            }
+            if !qp.qpair.peer_is_due() {
+                qp.due_since = None;
+            } else if now.since(*qp.due_since.get_or_insert(now)) >= PEER_PATIENCE {
+                self.ended.push((index, "the host did not deliver what it owed".into()));
+                continue;
+            }
+            match &mut qp.role {
+                Role::Admin(admin) => {
+                    if !admin.controller.check_keep_alive(now) {
+                        self.ended.push((index, "the keep alive timer expired".into()));
+                    } else if admin.shared.is_dead() {
+                        self.ended.push((index, "the controller has ended".into()));
+                    }
+                }
+                Role::Io(io) if io.shared.is_dead() => self.ended.push((index, "the controller has ended".into())),
+                _ => {}
+            }
+        }
+    }
+
+    /// Tells controllers that were disabled once their I/O queues are gone, on whichever reactors those were.
+    fn finish_disabling(&mut self, now: Instant) {
+        if self.disabling.is_empty() {
+            return;
+        }
+        let qpairs = &mut self.qpairs;
+        self.disabling.retain(|&(index, generation)| {
+            let Some(qp) = qpairs.get_mut(index).filter(|qp| qp.generation == generation) else { return false };
+            let Role::Admin(admin) = &mut qp.role else { return false };
+            let wait = !admin.shared.io_queues().is_empty();
+            if !wait {
+                admin.controller.queues_deleted(now);
+            }
+            wait
+        });
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        (!self.qpairs.is_empty()).then_some(self.next_timer)
+    }
+
+    fn ready(&mut self, key: u64, ready: Ready) {
+        if key & 1 == 1 {
+            self.accepting |= ready.readable;
+            return;
+        }
+        let index = (key >> 1) as usize;
+        let Some(qp) = self.qpairs.get_mut(index) else { return };
+        qp.qpair.ready(ready.readable, ready.writable);
+        if !qp.queued && qp.qpair.has_input() {
+            qp.queued = true;
+            self.runnable.push_back(index);
+        }
+        if ready.writable {
+            self.want_flush(index);
+        }
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> PollGroupStats {
+        let count =
+            |is: fn(&Role) -> bool| self.qpairs.iter().filter(|(_, qp)| !qp.closed && is(&qp.role)).count() as u32;
+        PollGroupStats {
+            reactor: self.reactor,
+            admin_qpairs: self.stats.admin_qpairs,
+            io_qpairs: self.stats.io_qpairs,
+            current_admin_qpairs: count(|role| matches!(role, Role::Admin(_))),
+            current_io_qpairs: count(|role| matches!(role, Role::Io(_))),
+            current_unassociated_qpairs: count(|role| matches!(role, Role::New)),
+            pending_bdev_io: self.pending_io,
+            completed_nvme_io: self.stats.completed,
+            transports: self.view.transports.keys().copied().collect(),
+        }
+    }
+}
+
+fn add_tally(qp: &mut Qp) {
+    let Role::Io(io) = &mut qp.role else { return };
+    let tally = std::mem::take(&mut io.tally);
+    let counters = &io.shared.counters;
+    let add = |counter: &std::sync::atomic::AtomicU64, n: u64| {
+        if n > 0 {
+            counter.fetch_add(n, Ordering::Relaxed);
+        }
+    };
+    if tally.reads + tally.writes > 0 && !io.shared.traffic.load(Ordering::Relaxed) {
+        io.shared.traffic.store(true, Ordering::Relaxed);
+    }
+    add(&counters.bytes_read, tally.bytes_read);
+    add(&counters.bytes_written, tally.bytes_written);
+    add(&counters.read_commands, tally.reads);
+    add(&counters.write_commands, tally.writes);
+    add(&counters.media_errors, tally.media_errors);
+}
+
+struct GroupPoller(SharedGroup);
+
+impl Poller for GroupPoller {
+    fn poll(&mut self, cx: &mut Context) -> Progress {
+        self.0.borrow_mut().poll(cx)
+    }
+
+    fn ready(&mut self, key: u64, ready: Ready) {
+        self.0.borrow_mut().ready(key, ready);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.0.borrow().deadline()
+    }
+
+    fn may_sleep(&mut self, _: &mut Context) -> bool {
+        let group = self.0.borrow();
+        !group.accepting
+            && group.disabling.is_empty()
+            && group.ended.is_empty()
+            && group.runnable.is_empty()
+            && group.flushing.is_empty()
+    }
+}
+
+impl std::fmt::Debug for PollGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PollGroup")
+            .field("reactor", &self.reactor)
+            .field("qpairs", &self.qpairs.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,315 @@
+//! NVMe/TCP as the target's transport: the sans-IO [`Connection`] on a stream of the reactor.
+//!
+//! One receive a poll and queue pair: into the place that the machine wants its data in, and behind that into a scratch
+//! area that all connections of a thread share. What the machine cannot take yet (it waits for memory, or for output to
+//! leave) is kept in the queue pair's own stash, and nothing more is received until that is gone; so the stash is never
+//! longer than the scratch area.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use reactor::net::{Listener, Network, Stream};
+use reactor::reactor::WatchId;
+use reactor::{BufferPool, Buffers, Context, PollerId};
+
+use super::connection::{self, ADMIN_IN_CAPSULE_BYTES, AbortOutcome as Found, Connection, Need, PeerDue};
+use crate::spec::Cqe;
+use crate::target::transport::{AbortOutcome, Acceptor, Event, Incoming, Life, Qpair, Transport};
+use crate::target::view::{ListenAddress, TransportKind, TransportOptions};
+
+/// Bytes that one receive takes at most, besides data that lands in its place.
+const SCRATCH_BYTES: usize = 256 * 1024;
+/// Slices gathered into one send.
+const SEND_SLICES: usize = 512;
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 512;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_BYTES]);
+}
+
+/// NVMe/TCP over a platform's sockets.
+pub struct TcpTransport {
+    network: Arc<dyn Network>,
+}
+
+impl TcpTransport {
+    /// NVMe/TCP over `network`.
+    pub fn new(network: Arc<dyn Network>) -> TcpTransport {
+        TcpTransport { network }
+    }
+}
+
+impl Transport for TcpTransport {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Tcp
+    }
+
+    fn listen(&self, address: &ListenAddress, options: &TransportOptions) -> io::Result<Box<dyn Acceptor>> {
+        let listener = self.network.listen(address.socket_addr(), BACKLOG)?;
+        let slots = options.max_queue_depth.max(options.max_aq_depth);
+        let config = connection::Config {
+            slots: u16::try_from(slots).unwrap_or(u16::MAX - 1).min(u16::MAX - 1),
+            max_io_bytes: options.max_io_size,
+            in_capsule_bytes: options.in_capsule_data_size,
+            maxh2cdata: options.max_io_size.max(4096),
+            ..connection::Config::default()
+        };
+        Ok(Box::new(TcpAcceptor { listener, config, watch: None }))
+    }
+}
+
+struct TcpAcceptor {
+    listener: Box<dyn Listener>,
+    config: connection::Config,
+    watch: Option<WatchId>,
+}
+
+impl Acceptor for TcpAcceptor {
+    fn accept(&mut self, max: usize) -> Vec<Box<dyn Incoming>> {
+        let mut arrived: Vec<Box<dyn Incoming>> = Vec::new();
+        while arrived.len() < max {
+            match self.listener.accept() {
+                Ok(stream) => arrived.push(Box::new(TcpIncoming { stream, config: self.config })),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    tracing::warn!(address = %self.listener.local_addr(), %error, "a connection cannot be accepted");
+                    break;
+                }
+            }
+        }
+        arrived
+    }
+
+    fn watch(&mut self, cx: &mut Context, poller: PollerId, key: u64) -> io::Result<()> {
+        self.watch = Some(cx.watch(poller, self.listener.source(), key)?);
+        Ok(())
+    }
+
+    fn close(&mut self, cx: &mut Context) {
+        if let Some(watch) = self.watch.take() {
+            cx.unwatch(watch);
+        }
+    }
+}
+
+struct TcpIncoming {
+    stream: Box<dyn Stream>,
+    config: connection::Config,
+}
+
+impl Incoming for TcpIncoming {
+    fn into_qpair(self: Box<Self>) -> Box<dyn Qpair> {
+        Box::new(TcpQpair {
+            stream: self.stream,
+            connection: Connection::new(self.config),
+            in_capsule_bytes: self.config.in_capsule_bytes.max(ADMIN_IN_CAPSULE_BYTES) as usize,
+            stash: VecDeque::new(),
+            readable: true,
+            writable: true,
+            fault: None,
+            watch: None,
+        })
+    }
+
+    fn peer_addr(&self) -> SocketAddr {
+        self.stream.peer_addr()
+    }
+}
+
+struct TcpQpair {
+    stream: Box<dyn Stream>,
+    connection: Connection,
+    in_capsule_bytes: usize,
+    /// Received and not yet taken by the machine.
+    stash: VecDeque<u8>,
+    readable: bool,
+    writable: bool,
+    /// The connection must end once its last output has left.
+    fault: Option<String>,
+    watch: Option<WatchId>,
+}
+
+/// Memory for the machine, keeping one capsule's worth back where [`Need`] says so.
+fn alloc(pool: &mut BufferPool, len: u32, need: Need, keep: usize) -> Option<Buffers> {
+    let list = pool.alloc(len as usize)?;
+    if need == Need::HostData && pool.free_bytes() < keep {
+        pool.put(list);
+        return None;
+    }
+    Some(list)
+}
+
+impl TcpQpair {
+    /// Gives `bytes` to the machine; returns how many it took.
+    fn feed(&mut self, bytes: &[u8], pool: &mut BufferPool) -> usize {
+        let keep = self.in_capsule_bytes;
+        match self.connection.handle_input(bytes, &mut |len, need| alloc(pool, len, need, keep)) {
+            Ok(taken) => taken,
+            Err(fault) => {
+                self.fault = Some(fault.to_string());
+                bytes.len()
+            }
+        }
+    }
+
+    fn feed_stash(&mut self, pool: &mut BufferPool) {
+        let mut stash = std::mem::take(&mut self.stash);
+        let taken = self.feed(stash.make_contiguous(), pool);
+        stash.drain(..taken);
+        if stash.is_empty() {
+            // Memory for what could not be taken is only held while there is something.
+            stash = VecDeque::new();
+        }
+        self.stash = stash;
+    }
+
+    /// One receive. `Err` ends the connection.
+    fn receive_once(&mut self, scratch: &mut [u8], pool: &mut BufferPool) -> Result<(), String> {
+        let direct = self.connection.read_target();
+        let direct_len = direct.as_ref().map_or(0, |target| target.len());
+        let asked = direct_len + scratch.len();
+        let received = match direct {
+            Some(target) => self.stream.recv(&mut [IoSliceMut::new(target), IoSliceMut::new(scratch)]),
+            None => self.stream.recv(&mut [IoSliceMut::new(scratch)]),
+        };
+        let n = match received {
+            Ok(0) => return Err("the host closed the connection".into()),
+            Ok(n) => n,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                return Ok(());
+            }
+            Err(error) => return Err(format!("receiving failed: {error}")),
+        };
+        // A short count means that the socket is empty, and the next bytes will be announced.
+        self.readable = n == asked;
+        let direct_taken = n.min(direct_len);
+        if direct_taken > 0 {
+            self.connection.read_done(direct_taken);
+        }
+        let rest = &scratch[..n - direct_taken];
+        let taken = if rest.is_empty() { 0 } else { self.feed(rest, pool) };
+        self.stash.extend(&rest[taken..]);
+        Ok(())
+    }
+
+    fn collect(&mut self, events: &mut Vec<Event>) {
+        while let Some(event) = self.connection.poll_event() {
+            events.push(match event {
+                connection::Event::Command { slot, seq, sqe, data } => Event::Command { slot, seq, sqe, data },
+                connection::Event::Rejected { slot, seq, sqe, status } => Event::Rejected { slot, seq, sqe, status },
+            });
+        }
+    }
+}
+
+impl Qpair for TcpQpair {
+    fn receive(&mut self, pool: &mut BufferPool, events: &mut Vec<Event>) -> Life {
+        if self.connection.stalled() {
+            let keep = self.in_capsule_bytes;
+            self.connection.retry_alloc(&mut |len, need| alloc(pool, len, need, keep));
+        }
+        if !self.stash.is_empty() && self.connection.wants_input() {
+            self.feed_stash(pool);
+        }
+        let mut life = Life::Alive;
+        if self.stash.is_empty() && self.readable && self.fault.is_none() && self.connection.wants_input() {
+            let received = SCRATCH.with_borrow_mut(|scratch| self.receive_once(scratch, pool));
+            if let Err(why) = received {
+                life = Life::Ended(why);
+            }
+        }
+        self.collect(events);
+        match &self.fault {
+            // What ends the connection is queued, and has to leave first; `flush` sees to that.
+            Some(why) if !self.connection.wants_output() => Life::Ended(why.clone()),
+            _ => life,
+        }
+    }
+
+    #[inline]
+    fn has_input(&self) -> bool {
+        self.fault.is_none()
+            && (self.readable && self.connection.wants_input() || !self.stash.is_empty() || self.connection.stalled())
+    }
+
+    fn peer_is_due(&self) -> bool {
+        self.connection.peer_due() != PeerDue::Nothing
+    }
+
+    fn abort(&mut self, cid: u16) -> AbortOutcome {
+        match self.connection.abort(cid) {
+            Found::NotFound => AbortOutcome::NotFound,
+            Found::Undelivered => AbortOutcome::Undelivered,
+            Found::Executing(slot) => AbortOutcome::Executing(slot),
+        }
+    }
+
+    #[inline]
+    fn complete(&mut self, slot: u16, cqe: Cqe, data: Option<Buffers>) {
+        self.connection.complete(slot, cqe, data);
+    }
+
+    fn flush(&mut self, pool: &mut BufferPool) -> Life {
+        while self.writable && self.connection.wants_output() {
+            let mut slices = [IoSlice::new(&[]); SEND_SLICES];
+            let count = self.connection.poll_output(&mut slices);
+            let offered: usize = slices[..count].iter().map(|slice| slice.len()).sum();
+            match self.stream.send(&slices[..count]) {
+                Ok(n) => {
+                    self.writable = n == offered;
+                    self.connection.sent(n, &mut |list| pool.put(list));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.writable = false,
+                Err(error) => return Life::Ended(format!("sending failed: {error}")),
+            }
+        }
+        match &self.fault {
+            Some(why) if !self.connection.wants_output() => {
+                self.stream.shutdown_write();
+                Life::Ended(why.clone())
+            }
+            _ => Life::Alive,
+        }
+    }
+
+    #[inline]
+    fn has_output(&self) -> bool {
+        self.writable && (self.connection.wants_output() || self.fault.is_some())
+    }
+
+    fn ready(&mut self, readable: bool, writable: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+    }
+
+    fn connected(&mut self, queue_entries: u32, sq_flow_control_disabled: bool, io: bool) {
+        self.connection.set_queue(queue_entries, !sq_flow_control_disabled, io);
+    }
+
+    fn watch(&mut self, cx: &mut Context, poller: PollerId, key: u64) -> io::Result<()> {
+        self.watch = Some(cx.watch(poller, self.stream.source(), key)?);
+        Ok(())
+    }
+
+    fn close(&mut self, cx: &mut Context, pool: &mut BufferPool) {
+        if let Some(watch) = self.watch.take() {
+            cx.unwatch(watch);
+        }
+        self.connection.close(&mut |list| pool.put(list));
+        self.stash = VecDeque::new();
+        self.stream.shutdown_write();
+    }
+
+    fn peer_addr(&self) -> SocketAddr {
+        self.stream.peer_addr()
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.stream.local_addr()
+    }
+}
