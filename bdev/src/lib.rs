@@ -9,8 +9,10 @@
 //! |---|---|
 //! | [`core`] | the layer: I/O, channels, runtime, registry, control plane |
 //! | [`modules`] | the devices themselves, one line each in [`modules::MODULES`] |
+//! | [`rpc`] | the methods that show and change all of it |
 //! | [`conformance`] | what every device must do, as a suite that each module runs |
 
 pub mod conformance;
 pub mod core;
 pub mod modules;
+pub mod rpc;

@@ -4,8 +4,10 @@
 //! restored, and its run of the [conformance](crate::conformance) suite.
 
 mod common;
+mod layer;
 pub mod malloc;
 pub mod null;
+pub mod passthru;
 pub mod uring;
 
 use schema::Method;
@@ -25,4 +27,4 @@ pub struct Module {
 }
 
 /// Every module there is.
-pub const MODULES: &[Module] = &[null::MODULE, malloc::MODULE, uring::MODULE];
+pub const MODULES: &[Module] = &[null::MODULE, malloc::MODULE, uring::MODULE, passthru::MODULE];

@@ -411,6 +411,8 @@ pub struct ClassStats {
     pub total: usize,
     /// Buffers at home now.
     pub free: usize,
+    /// Buffers handed out so far.
+    pub handed_out: u64,
     /// Requests that found none and had to wait.
     pub retries: u64,
 }
@@ -421,6 +423,7 @@ pub struct BufferPool {
     free: [Vec<Buffer>; 3],
     totals: [usize; 3],
     retries: [u64; 3],
+    handed_out: [u64; 3],
 }
 
 impl BufferPool {
@@ -445,7 +448,7 @@ impl BufferPool {
             list.reverse();
             list
         });
-        Ok(BufferPool { shared, free, totals: counts, retries: [0; 3] })
+        Ok(BufferPool { shared, free, totals: counts, retries: [0; 3], handed_out: [0; 3] })
     }
 
     /// The memory to register with a device.
@@ -464,6 +467,7 @@ impl BufferPool {
             && let Some(mut buffer) = self.free[0].pop()
         {
             buffer.len = len as u32;
+            self.handed_out[0] += 1;
             let mut list = Buffers::new();
             list.push(buffer);
             return Some(list);
@@ -472,13 +476,14 @@ impl BufferPool {
     }
 
     fn alloc_slow(&mut self, len: usize) -> Option<Buffers> {
-        if let Some(list) = self.try_alloc(len) {
-            return Some(list);
-        }
-        self.collect_returned();
-        let list = self.try_alloc(len);
+        let mut list = self.try_alloc(len);
         if list.is_none() {
-            self.retries[class_for(len)] += 1;
+            self.collect_returned();
+            list = self.try_alloc(len);
+        }
+        match &list {
+            Some(list) => list.segments.iter().for_each(|b| self.handed_out[exact_class(b.capacity())] += 1),
+            None => self.retries[class_for(len)] += 1,
         }
         list
     }
@@ -540,6 +545,7 @@ impl BufferPool {
             buffer_bytes: CLASS_BYTES[c],
             total: self.totals[c],
             free: self.free[c].len(),
+            handed_out: self.handed_out[c],
             retries: self.retries[c],
         })
     }
@@ -623,6 +629,7 @@ mod tests {
         assert!(pool.alloc(1).is_none());
         pool.put(all);
         assert_eq!(pool.stats()[0].retries, 1);
+        assert_eq!(pool.stats().map(|class| class.handed_out), pool.totals.map(|total| total as u64));
         assert!(pool.alloc(1).is_some());
     }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::io::{Io, IoTag};
 use super::registry::BdevInfo;
-use super::runtime::{ChannelCx, IoCx};
+use super::runtime::{ChannelCx, ChannelId, IoCx};
 use super::types::{Geometry, IoStatus, OpSet};
 
 /// A block device: shared by all reactors, stateless on the data path.
@@ -83,6 +83,12 @@ pub trait IoChannel {
         None
     }
 
+    /// Channels of lower devices that operations are forwarded to: an abort that this module cannot do itself is tried
+    /// on them.
+    fn base_channels(&self) -> &[ChannelId] {
+        &[]
+    }
+
     /// Tries to end the operation of `tag` early (with [`IoStatus::Aborted`]); `false` when it is not here or cannot be
     /// ended.
     fn abort(&mut self, tag: IoTag, cx: &mut IoCx<'_>) -> bool {
@@ -91,7 +97,7 @@ pub trait IoChannel {
     }
 
     /// Ends early whatever can be: the device is being reset or removed. New operations follow only after a reset has
-    /// drained.
+    /// drained. A module that has a lower device to itself passes this on with [`IoCx::abort_all`].
     fn abort_all(&mut self, cx: &mut IoCx<'_>) {
         let _ = cx;
     }

@@ -25,6 +25,7 @@ use reactor::mailbox::{Full, Message};
 use reactor::ring::{Consumer, ring};
 use reactor::{BufferPool, Buffers, Context, Instant, Poller, Progress, ReactorHandle, ReactorId, Schedule};
 use slab::Slab;
+use smallvec::SmallVec;
 
 use super::channel::IoChannel;
 use super::io::{Completion, Frame, Home, HomeInner, Io, IoBody, IoRequest, IoTag, MAX_LAYERS, NO_SAGA, arrayvec};
@@ -43,7 +44,7 @@ pub struct ChannelId(pub(super) u32);
 pub struct ClientId(pub(super) u32);
 
 /// Sizes of one reactor's part of the bdev layer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuntimeConfig {
     /// I/Os that may be outstanding at once; further ones wait. Rounded up to a power of two.
     pub io_pool: usize,
@@ -66,6 +67,7 @@ const RING_BATCH: usize = 256;
 pub(super) enum Step {
     Submit(ChannelId, Io),
     Complete(Io),
+    AbortAll(ChannelId),
 }
 
 /// What modules reach while they handle an I/O.
@@ -88,6 +90,11 @@ impl IoCx<'_> {
     pub fn forward(&mut self, to: ChannelId, mut io: Io) {
         io.body_mut().frames.top().expect("a module holds an Io under its own frame").forwarded = true;
         self.inner.queue.push_back(Step::Submit(to, io));
+    }
+
+    /// Ends early whatever can be of what is in a lower device's channel.
+    pub fn abort_all(&mut self, base: ChannelId) {
+        self.inner.queue.push_back(Step::AbortAll(base));
     }
 
     /// Starts a file operation with the I/O's payload; it comes back through [`IoChannel::file_done`].
@@ -204,6 +211,7 @@ struct Client {
 
 /// One reactor's part of the bdev layer. Lives in an `Rc<RefCell<_>>` among the reactor's extensions.
 pub struct IoRuntime {
+    config: RuntimeConfig,
     pub(super) reactor: ReactorId,
     pub(super) group: Vec<ReactorHandle>,
     pub(super) inner: Inner,
@@ -234,6 +242,32 @@ impl IoRuntime {
     /// # Errors
     /// When payload memory or a file engine cannot be had.
     pub fn install(cx: &mut Context, config: RuntimeConfig) -> io::Result<SharedRuntime> {
+        let shared: SharedRuntime = Rc::new(RefCell::new(IoRuntime::build(cx, config)?));
+        cx.insert(RuntimeSlot(Rc::clone(&shared)));
+        cx.add_poller("bdev", Schedule::Active, Box::new(RuntimePoller(Rc::clone(&shared))));
+        Ok(shared)
+    }
+
+    /// The sizes it was built with.
+    pub fn config(&self) -> RuntimeConfig {
+        self.config
+    }
+
+    /// Changes its sizes, before it is used.
+    ///
+    /// # Errors
+    /// `ResourceBusy` when channels are open or memory is lent; else as [`IoRuntime::install`].
+    pub fn reconfigure(&mut self, cx: &mut Context, config: RuntimeConfig) -> io::Result<()> {
+        if !self.channels.is_empty() || !self.is_quiet() || !self.inner.pool.is_whole() {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "bdevs are in use"));
+        }
+        let mut built = IoRuntime::build(cx, config)?;
+        built.clients = std::mem::take(&mut self.clients);
+        *self = built;
+        Ok(())
+    }
+
+    fn build(cx: &mut Context, config: RuntimeConfig) -> io::Result<IoRuntime> {
         let pool = BufferPool::new(config.buffers)?;
         let region: Region = pool.region();
         let platform = Arc::clone(cx.platform());
@@ -243,7 +277,8 @@ impl IoRuntime {
         let home =
             Home { inner: Arc::new(HomeInner { ring: producer, waker: cx.waker(), closed: AtomicBool::new(false) }) };
         let free = (0..capacity).map(|_| IoRuntime::blank(&home)).collect();
-        let runtime = IoRuntime {
+        Ok(IoRuntime {
+            config,
             reactor: cx.id(),
             group: cx.group().to_vec(),
             inner: Inner { queue: VecDeque::new(), engine, pool, now: cx.now() },
@@ -261,11 +296,7 @@ impl IoRuntime {
             reserve: Some(Buffers::heap(BOUNCE_BYTES)),
             outbox: VecDeque::new(),
             closing: Vec::new(),
-        };
-        let shared: SharedRuntime = Rc::new(RefCell::new(runtime));
-        cx.insert(RuntimeSlot(Rc::clone(&shared)));
-        cx.add_poller("bdev", Schedule::Active, Box::new(RuntimePoller(Rc::clone(&shared))));
-        Ok(shared)
+        })
     }
 
     /// The runtime of the reactor behind `cx`.
@@ -379,8 +410,19 @@ impl IoRuntime {
             self.inner.queue.push_back(Step::Complete(io));
             return true;
         }
-        let module = slot.module.as_mut();
-        module.is_some_and(|module| module.abort(tag, &mut IoCx { inner: &mut self.inner, channel }))
+        let Some(module) = slot.module.as_mut() else { return false };
+        if module.abort(tag, &mut IoCx { inner: &mut self.inner, channel }) {
+            return true;
+        }
+        let bases: SmallVec<[ChannelId; 8]> = module.base_channels().into();
+        bases.into_iter().any(|base| self.abort(base, tag))
+    }
+
+    fn abort_all(&mut self, channel: ChannelId) {
+        // The layer above holds it open for as long as it may name it, but its device may be gone.
+        if let Some(module) = self.channels[channel.0 as usize].module.as_mut() {
+            module.abort_all(&mut IoCx { inner: &mut self.inner, channel });
+        }
     }
 
     /// Payload memory of this reactor.
@@ -658,6 +700,7 @@ impl IoRuntime {
                 match step {
                     Step::Submit(channel, io) => self.enter(channel, io),
                     Step::Complete(io) => self.finish(io),
+                    Step::AbortAll(channel) => self.abort_all(channel),
                 }
             }
             if !self.admit_waiting() && !self.feed_bounce_waiters() {

@@ -239,11 +239,21 @@ pub struct Options {
     pub io_cache_size: u32,
     /// Whether new devices are shown to the modules that build on what they find on a device.
     pub auto_examine: bool,
+    /// Buffers of the smallest class on all reactors together; `None` leaves what the reactors were built with.
+    pub small_pool_count: Option<u64>,
+    /// Buffers of the largest class on all reactors together.
+    pub large_pool_count: Option<u64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { io_pool_size: 8192, io_cache_size: 256, auto_examine: true }
+        Options {
+            io_pool_size: 8192,
+            io_cache_size: 256,
+            auto_examine: true,
+            small_pool_count: None,
+            large_pool_count: None,
+        }
     }
 }
 
@@ -286,9 +296,32 @@ impl BdevSystem {
         *self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the options.
-    pub fn set_options(&self, options: Options) {
+    /// Changes the options, and the reactors' pools with them.
+    ///
+    /// # Errors
+    /// [`BdevError::Host`] when a reactor's pools are in use or the host has no memory for them: this reactor, and those
+    /// after it, keep theirs.
+    pub async fn set_options(&self, options: Options) -> Result<(), BdevError> {
+        let before = self.options();
+        let share = |count: u64| (count.div_ceil(self.reactors.len() as u64).max(1)) as usize;
+        for reactor in &self.reactors {
+            let (small, large) = (options.small_pool_count.map(share), options.large_pool_count.map(share));
+            let resize = move |cx: &mut reactor::Context| {
+                let runtime = IoRuntime::of(cx);
+                let mut runtime = runtime.borrow_mut();
+                let mut config = runtime.config();
+                if options.io_pool_size != before.io_pool_size {
+                    config.io_pool = options.io_pool_size as usize;
+                }
+                config.buffers.small = small.unwrap_or(config.buffers.small);
+                config.buffers.large = large.unwrap_or(config.buffers.large);
+                if config == runtime.config() { Ok(()) } else { runtime.reconfigure(cx, config) }
+            };
+            let doing = format!("sizing the pools of reactor {}", reactor.id().0);
+            reactor.call(resize).await?.map_err(|error| BdevError::host(doing, error))?;
+        }
         *self.options.lock().unwrap_or_else(PoisonError::into_inner) = options;
+        Ok(())
     }
 
     /// Random version 4 UUID from the platform.

@@ -66,6 +66,13 @@ pub struct MallocOptions {
     pub optimal_io_boundary: u32,
 }
 
+impl MallocOptions {
+    /// A disk without preferences.
+    pub fn new(block_size: u32, num_blocks: u64) -> MallocOptions {
+        MallocOptions { block_size, num_blocks, physical_block_size: 0, optimal_io_boundary: 0 }
+    }
+}
+
 /// The memory of one disk.
 struct Memory {
     top: Box<[Middle]>,
@@ -505,12 +512,7 @@ const SUBJECT: Subject = Subject {
 
 fn conformance_make(system: Arc<BdevSystem>, spec: Spec) -> BoxFuture<'static, Result<Vec<String>, BdevError>> {
     Box::pin(async move {
-        let options = MallocOptions {
-            block_size: spec.block_size,
-            num_blocks: spec.num_blocks,
-            physical_block_size: 0,
-            optimal_io_boundary: 0,
-        };
+        let options = MallocOptions::new(spec.block_size, spec.num_blocks);
         create(&system, &spec.name, None, options).await?;
         Ok(vec![spec.name])
     })
