@@ -1,7 +1,7 @@
 """discard and write zeroes: the range reads as zeros, its neighbours are untouched, the file gives room back"""
 
 NQN = "nqn.2026-11.io.ringstone:zeroes"
-MIB = 32
+MIB = 16
 
 
 def test(t):
@@ -22,11 +22,11 @@ def test(t):
     full = t.target.allocated_bytes(volume)
     # Command, offset and length in bytes: aligned and large, and unaligned to anything but the block.
     for command, offset, length in (
-            ("blkdiscard -o {0} -l {1} {2}", 8 << 20, 4 << 20),
-            ("blkdiscard -z -o {0} -l {1} {2}", 16 << 20, 2 << 20),
-            ("blkdiscard -z -o {0} -l {1} {2}", (20 << 20) + 3 * block, 5 * block),
-            ("fallocate --punch-hole --keep-size -o {0} -l {1} {2}", (24 << 20) + 7 * 4096, 3 * 4096),
-            ("fallocate --zero-range --keep-size -o {0} -l {1} {2}", (28 << 20), 1 << 20)):
+            ("blkdiscard -o {0} -l {1} {2}", 2 << 20, 4 << 20),
+            ("blkdiscard -z -o {0} -l {1} {2}", 8 << 20, 2 << 20),
+            ("blkdiscard -z -o {0} -l {1} {2}", (10 << 20) + 3 * block, 5 * block),
+            ("fallocate --punch-hole --keep-size -o {0} -l {1} {2}", (12 << 20) + 7 * 4096, 3 * 4096),
+            ("fallocate --zero-range --keep-size -o {0} -l {1} {2}", 14 << 20, 1 << 20)):
         t.sh(command.format(offset, length, device))
         t.sh(f"dd if=/dev/zero of=/tmp/expected bs={block} seek={offset // block} count={length // block} "
              "conv=notrunc 2>/dev/null")
@@ -38,8 +38,8 @@ def test(t):
     t.sh(f"dd if=/dev/zero of=/tmp/expected bs=1M count={MIB} 2>/dev/null")
     compare(t, device, "discarding all")
     # Trims of single blocks between writes, verified.
-    t.fio(device, 8, rw="randtrim", verify=0)
-    t.fio(device, 8, rw="randwrite")
+    t.fio(device, 4, rw="randtrim", verify=0)
+    t.fio(device, 4, rw="randwrite")
     t.check_never_reconnected()
 
 

@@ -24,7 +24,7 @@ def test(t):
     device, extra = t.namespace(FIRST_VOLUME_NQN), t.namespace(EXTRA)
     t.fio(extra, 8, rw="write", bs="64k", end_fsync=1)
 
-    load = t.load(device, size_mib=4, sync="dsync", iodepth=8, rw="randwrite")
+    load = t.load(device, size_mib=2, sync="dsync", iodepth=8, rw="randwrite")
     ledger = t.guest.start(f"""
         rm -f /run/ledger /run/ledger.stop
         block={LEDGER_MIB << 20 >> 12}

@@ -154,7 +154,7 @@ class Context:
         """Runs fio to its end; every block it wrote was read back right."""
         return self.sh(self.fio_command(device, size_mib, **options), timeout_s)
 
-    def load(self, device, size_mib=8, **options):
+    def load(self, device, size_mib=4, **options):
         """Starts a Load on part of a device."""
         self.loads += 1
         stop = f"/run/load{self.loads}"

@@ -47,6 +47,7 @@ class Job:
     def __init__(self, guest, number, script):
         self.guest, self.number, self.script = guest, number, script
         self.result = None
+        self.started = time.monotonic()
 
     @property
     def ended(self):
@@ -82,7 +83,9 @@ class Guest:
     """A booted guest. Use as a context manager: leaving it ends QEMU."""
 
     def __init__(self, image, folder, processors, memory_mib):
-        """Boots; console.log and qemu.log are written to `folder`."""
+        """Boots; console.log, qemu.log and scripts.log are written to `folder`."""
+        self.booted = time.monotonic()
+        self.scripts_path = Path(folder) / "scripts.log"
         self.image = image
         self.console_path = Path(folder) / "console.log"
         self.qemu_log_path = Path(folder) / "qemu.log"
@@ -161,12 +164,20 @@ class Guest:
             for line in lines:
                 number, status, out, err = line.split()
                 text = [base64.b64decode(field[2:]).decode(errors="replace") for field in (out, err)]
-                with self.changed:
-                    self.jobs.pop(int(number)).result = Result(int(status), *text)
-                    self.changed.notify_all()
+                self._ended(int(number), Result(int(status), *text))
         with self.changed:
             self.alive = False
             self.changed.notify_all()
+
+    def _ended(self, number, result):
+        """Files the result of a script and tells who waits for it."""
+        with self.changed:
+            job = self.jobs.pop(number)
+            job.result = result
+            self.changed.notify_all()
+        with open(self.scripts_path, "a", encoding="utf-8") as log:
+            log.write(f"--- began {job.started - self.booted:.1f} s after power-on, took "
+                      f"{time.monotonic() - job.started:.1f} s, {result}\n{textwrap.dedent(job.script).strip()}\n")
 
     def start(self, script):
         """Starts a shell script in the guest; a Job."""
