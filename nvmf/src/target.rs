@@ -12,6 +12,7 @@
 //! ```
 //! | module | concern |
 //! |---|---|
+//! | [`model`] | what was configured, checked |
 //! | [`view`] | the target as reactors see it |
 //! | [`poll_group`] | one reactor's queue pairs and the commands on them |
 //! | [`shared`] | what the queues of one controller share across reactors |
@@ -25,6 +26,7 @@ pub mod connect;
 pub mod controller;
 pub mod discovery;
 mod io;
+pub mod model;
 pub mod poll_group;
 pub mod shared;
 pub mod system;

@@ -19,6 +19,8 @@ pub struct TargetView {
     pub discovery_generation: u64,
     /// NVM subsystems by NQN. The discovery subsystem is not among them.
     pub subsystems: BTreeMap<String, Arc<SubsystemView>>,
+    /// Addresses that were opened for the discovery service by name. It answers on all listeners' too.
+    pub discovery_listeners: Vec<ListenAddress>,
     /// Transports by type.
     pub transports: BTreeMap<TransportKind, TransportOptions>,
     /// Other discovery services to refer hosts to.
@@ -252,8 +254,8 @@ impl Default for TransportOptions {
             max_aq_depth: 128,
             c2h_success: true,
             abort_timeout_sec: 1,
-            kas: 10,
-            min_kato_ms: 1000,
+            kas: 100,
+            min_kato_ms: 10_000,
             extra: BTreeMap::new(),
         }
     }
