@@ -18,10 +18,12 @@
 //! | [`shared`] | what the queues of one controller share across reactors |
 //! | [`system`] | the control plane, and its seam to poll groups |
 //! | [`transport`] | what a transport is to the target |
+//! | [`admin`] | the admin commands of a controller |
 //! | [`connect`] | whether a queue may connect |
 //! | [`controller`] | the brain of a controller: properties, admin commands, events, keep alive |
 //! | [`discovery`] | the discovery log |
 
+pub mod admin;
 pub mod connect;
 pub mod controller;
 pub mod discovery;
