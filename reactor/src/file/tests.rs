@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::os::OsFile;
 use super::threads::ThreadEngine;
-use super::uring::UringEngine;
+use super::uring::{Mode, UringEngine};
 use super::*;
 use crate::buffer::{Buffer, BufferPool, PoolConfig};
 use crate::file::os::OsFiles;
@@ -117,17 +117,19 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(choice: EngineChoice) -> Bench {
-        Bench::with_region(choice, true)
+    fn new(engine: impl FnOnce(Region, &mut EpollParker) -> io::Result<Box<dyn FileEngine>>) -> io::Result<Bench> {
+        let pool = BufferPool::new(PoolConfig { small: 128, medium: 32, large: 8 })?;
+        let mut parker = EpollParker::new()?;
+        let engine = engine(pool.region(), &mut parker)?;
+        Ok(Bench { engine, pool, parker })
     }
 
-    fn with_region(choice: EngineChoice, register: bool) -> Bench {
-        let pool = BufferPool::new(PoolConfig { small: 128, medium: 32, large: 8 }).unwrap();
-        let mut parker = EpollParker::new().unwrap();
-        // A region that is not mapped cannot be registered, like one beyond the limit of locked memory.
-        let region = if register { pool.region() } else { Region { base: 4096, bytes: 4096 } };
-        let engine = os_engine(choice, region, &mut parker).unwrap();
-        Bench { engine, pool, parker }
+    fn uring(mode: Mode, register: bool) -> io::Result<Bench> {
+        Bench::new(|region, parker| {
+            // A region that is not mapped cannot be registered, like one beyond the limit of locked memory.
+            let region = if register { region } else { Region { base: 4096, bytes: 4096 } };
+            Ok(Box::new(UringEngine::on(mode.build()?, mode, region, parker)?))
+        })
     }
 
     fn submit(&mut self, slot: FileSlot, op: FileOp, offset: u64, list: Buffers, token: u64) {
@@ -175,16 +177,16 @@ impl Bench {
     }
 }
 
-/// The engines that this host has; io_uring with and without registered buffers.
+/// The engines that this host has.
 fn benches() -> Vec<Bench> {
-    let mut list = vec![Bench::new(EngineChoice::Threads)];
-    let mut parker = EpollParker::new().unwrap();
-    match UringEngine::new(Region { base: 4096, bytes: 4096 }, &mut parker) {
-        Ok(_) => {
-            list.push(Bench::new(EngineChoice::Uring));
-            list.push(Bench::with_region(EngineChoice::Uring, false));
+    let mut list = vec![Bench::new(|_, parker| Ok(Box::new(ThreadEngine::new(parker)?))).unwrap()];
+    for (mode, register) in
+        [(Mode::Deferred, true), (Mode::Deferred, false), (Mode::Cooperative, true), (Mode::Plain, true)]
+    {
+        match Bench::uring(mode, register) {
+            Ok(bench) => list.push(bench),
+            Err(error) => eprintln!("skipped: io_uring in mode {mode:?} ({error})"),
         }
-        Err(error) => eprintln!("skipped: io_uring ({error})"),
     }
     list
 }
@@ -234,7 +236,7 @@ fn against_a_model(bench: &mut Bench, path: &Path, direct: bool, seed: u64) {
     let unit = info.io_unit as usize;
     let slot = bench.engine.attach(file).unwrap();
     let mut model = vec![0u8; BYTES];
-    for round in 0..40 {
+    for round in 0..25 {
         let mut cuts: Vec<usize> =
             (0..random.below(30)).map(|_| random.below(BYTES as u64) as usize / unit * unit).collect();
         cuts.extend([0, BYTES]);
@@ -515,10 +517,21 @@ fn a_file_of_another_world_is_refused() {
 
 #[test]
 fn engines_say_what_they_are() {
-    let mut parker = EpollParker::new().unwrap();
-    assert_eq!(ThreadEngine::new(&mut parker).unwrap().mode(), "4 threads");
-    let auto = Bench::with_region(EngineChoice::Auto, false).engine.mode();
-    assert!(auto == "4 threads" || auto.starts_with("io_uring") && !auto.contains("registered buffers"), "{auto}");
+    let mode = |choice| Bench::new(|region, parker| os_engine(choice, region, parker)).map(|b| b.engine.mode());
+    assert_eq!(mode(EngineChoice::Threads).unwrap(), "4 threads");
+    let auto = mode(EngineChoice::Auto).unwrap();
+    match Bench::uring(Mode::Plain, false) {
+        Ok(bench) => {
+            assert!(auto.starts_with("io_uring, "), "{auto}");
+            assert_eq!(mode(EngineChoice::Uring).unwrap(), auto);
+            assert_eq!(bench.engine.mode(), "io_uring, plain, registered files");
+        }
+        Err(_) => {
+            assert_eq!(auto, "4 threads");
+            let error = mode(EngineChoice::Uring).unwrap_err();
+            assert!(error.to_string().contains("io_uring cannot be used"), "{error}");
+        }
+    }
 }
 
 /// A loop device over a file, where the test may make one.

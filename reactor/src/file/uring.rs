@@ -17,8 +17,8 @@
 //!
 //! What the kernel does in the background (deferred task work) is done when this thread enters it, so completions cost
 //! no interrupt of it. An eventfd registered with the ring tells a sleeping reactor that there is something to enter
-//! for: it is signalled both when a completion is posted and when work is deferred, on every kernel that defers work,
-//! whereas readiness of the ring's own descriptor has changed its meaning for deferred work between versions.
+//! for: it is signalled both when a completion is posted and when work is deferred. Watching the ring's own descriptor
+//! edge-triggered is not enough: on Linux 6.18 a sleeper then misses deferred work, as the engine's tests showed.
 //!
 //! Zeroing a range goes through `IORING_OP_FALLOCATE`, which block devices understand too. Discarding on a block device
 //! does not: there a hole would have to read as zeroes, which a device without such a command only reaches by writing.
@@ -68,7 +68,7 @@ pub struct UringEngine {
     ring: IoUring,
     region: Option<Region>,
     fixed_files: bool,
-    deferred: &'static str,
+    mode: Mode,
     files: Attached,
     operations: Vec<Operation>,
     free: Vec<u32>,
@@ -91,7 +91,19 @@ impl UringEngine {
     /// # Errors
     /// When the kernel has no io_uring, forbids it, or lacks an operation that is needed.
     pub fn new(region: Region, parker: &mut dyn Parker) -> io::Result<UringEngine> {
-        let (ring, deferred) = build()?;
+        for mode in [Mode::Deferred, Mode::Cooperative] {
+            match mode.build() {
+                Ok(ring) => return UringEngine::on(ring, mode, region, parker),
+                // An older kernel does not know the flags.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        UringEngine::on(Mode::Plain.build()?, Mode::Plain, region, parker)
+    }
+
+    /// The engine on a ring that was built in `mode`.
+    pub(super) fn on(ring: IoUring, mode: Mode, region: Region, parker: &mut dyn Parker) -> io::Result<UringEngine> {
         require_operations(&ring)?;
         let doorbell = Doorbell::new(parker)?;
         ring.submitter().register_eventfd(doorbell.raw_fd())?;
@@ -110,7 +122,7 @@ impl UringEngine {
             ring,
             region,
             fixed_files,
-            deferred,
+            mode,
             files: Attached::default(),
             operations: Vec::new(),
             free: Vec::new(),
@@ -336,7 +348,7 @@ impl FileEngine for UringEngine {
     fn mode(&self) -> String {
         let buffers = if self.region.is_some() { ", registered buffers" } else { "" };
         let files = if self.fixed_files { ", registered files" } else { "" };
-        format!("io_uring{}{buffers}{files}", self.deferred)
+        format!("io_uring, {}{buffers}{files}", self.mode.name())
     }
 
     fn attach(&mut self, file: Arc<dyn File>) -> io::Result<FileSlot> {
@@ -433,28 +445,40 @@ impl fmt::Debug for UringEngine {
     }
 }
 
-/// The ring in the best mode that the kernel has, and that mode's name.
-fn build() -> io::Result<(IoUring, &'static str)> {
-    let base = || {
+/// When the kernel does its share of a completion, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// When the ring's thread asks for completions (Linux 6.1).
+    Deferred,
+    /// When the ring's thread enters the kernel for any reason (Linux 5.19).
+    Cooperative,
+    /// Whenever it likes, interrupting the ring's thread.
+    Plain,
+}
+
+impl Mode {
+    pub(super) fn build(self) -> io::Result<IoUring> {
         let mut builder = IoUring::builder();
         builder.dontfork().setup_clamp().setup_cqsize(COMPLETIONS);
-        builder
-    };
-    let mut deferred = base();
-    deferred.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
-    let mut cooperative = base();
-    cooperative.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
-    let modes = [(deferred, " with deferred work"), (cooperative, " with cooperative work"), (base(), "")];
-    let mut refused = None;
-    for (builder, name) in modes {
-        match builder.build(SUBMISSIONS) {
-            Ok(ring) => return Ok((ring, name)),
-            // An older kernel does not know the flags.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = Some(error),
-            Err(error) => return Err(error),
+        match self {
+            Mode::Deferred => {
+                builder.setup_submit_all().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+            }
+            Mode::Cooperative => {
+                builder.setup_submit_all().setup_coop_taskrun().setup_taskrun_flag();
+            }
+            Mode::Plain => {}
+        }
+        builder.build(SUBMISSIONS)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Mode::Deferred => "deferred work",
+            Mode::Cooperative => "cooperative work",
+            Mode::Plain => "plain",
         }
     }
-    Err(refused.expect("a mode was tried"))
 }
 
 /// Refuses kernels that lack an operation or a property without which the engine does not work.
