@@ -57,21 +57,25 @@ class Ringstone:
         self.scratch = tempfile.mkdtemp(prefix="ringstone-rpc-")
         self.socket = os.path.join(self.scratch, "rpc.sock")
         self.child = None
-        self.first_volume = False
 
     def start(self, first_volume=False):
-        """Starts serving. `first_volume`: as a new user does, with a volume made on first start; else empty."""
-        self.first_volume = first_volume
+        """Starts serving. `first_volume`: as a new user does, with a volume made on first start; else empty and on
+        several cores, of which the default leaves half to others."""
         self.volumes.mkdir(parents=True, exist_ok=True)
-        command = [self.binary, "serve", "--state-dir", str(self.state), "--rpc-socket", self.socket]
-        command += ["--listen", f"{self.own_address}:{self.port}"] if first_volume else ["--empty"]
+        if first_volume:
+            self._serve("--listen", f"{self.own_address}:{self.port}")
+        else:
+            cores = sorted(os.sched_getaffinity(0))[:4]
+            self._serve("--empty", "--cores", ",".join(map(str, cores)))
+            self.rpc("nvmf_create_transport", trtype="TCP")
+
+    def _serve(self, *options):
+        command = [self.binary, "serve", "--state-dir", str(self.state), "--rpc-socket", self.socket, *options]
         with open(self.log_path, "ab") as log:
             log.write(f"--- {shlex.join(command)}\n".encode())
             log.flush()
             self.child = spawn(command, log)
         self._await_rpc()
-        if not first_volume and not any(t["trtype"] == "TCP" for t in self.rpc("nvmf_get_transports")):
-            self.rpc("nvmf_create_transport", trtype="TCP")
 
     def _await_rpc(self):
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -169,14 +173,20 @@ class Ringstone:
         self.child.wait()
 
     def restart(self):
-        """Starts again on the same state folder and port."""
-        self.start(self.first_volume)
+        """Starts again from the saved state."""
+        self._serve()
 
     def pause(self):
         self.child.send_signal(signal.SIGSTOP)
 
     def resume(self):
         self.child.send_signal(signal.SIGCONT)
+
+    def stop(self):
+        """Stops it as a user does, which must succeed."""
+        problem = self.finish()
+        if problem:
+            raise TargetError(problem)
 
     def finish(self):
         """Stops it as a user does. A sentence about what is wrong, or None."""
