@@ -23,9 +23,9 @@ use reactor::ReactorId;
 
 use super::io::Io;
 use super::registry::{BdevId, BdevInfo};
-use super::runtime::{Channel, ChannelId, IoCx, IoRuntime};
+use super::runtime::{Channel, ChannelId, IoRuntime};
 use super::saga::Saga;
-use super::types::Op;
+use super::types::{IoStatus, Op};
 
 /// What a lock keeps out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,10 +194,10 @@ impl IoRuntime {
             return self.ack(asker);
         }
         slot.gates.push(Gate { ticket, scope, state: GateState::Queued, asker: Some(asker) });
-        if scope == Scope::All
-            && let Some(module) = slot.module.as_mut()
-        {
-            module.abort_all(&mut IoCx { inner: &mut self.inner, channel });
+        if scope == Scope::All {
+            // What is parked here was there before this gate, so it is to have ended when the gate is closed.
+            self.end_parked(channel, IoStatus::Aborted);
+            self.abort_all(channel);
         }
         self.gates_progress(channel);
     }

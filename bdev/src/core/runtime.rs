@@ -418,7 +418,16 @@ impl IoRuntime {
         bases.into_iter().any(|base| self.abort(base, tag))
     }
 
-    fn abort_all(&mut self, channel: ChannelId) {
+    /// Ends what waits for a gate to open.
+    pub(super) fn end_parked(&mut self, channel: ChannelId, status: IoStatus) {
+        for mut io in std::mem::take(&mut self.channels[channel.0 as usize].parked) {
+            io.body_mut().frames.pop();
+            io.body_mut().status = status;
+            self.inner.queue.push_back(Step::Complete(io));
+        }
+    }
+
+    pub(super) fn abort_all(&mut self, channel: ChannelId) {
         // The layer above holds it open for as long as it may name it, but its device may be gone.
         if let Some(module) = self.channels[channel.0 as usize].module.as_mut() {
             module.abort_all(&mut IoCx { inner: &mut self.inner, channel });
@@ -549,14 +558,8 @@ impl IoRuntime {
         }
         slot.removing = true;
         slot.removed.push(done);
-        if let Some(module) = slot.module.as_mut() {
-            module.abort_all(&mut IoCx { inner: &mut self.inner, channel });
-        }
-        for mut io in std::mem::take(&mut slot.parked) {
-            io.body_mut().frames.pop();
-            io.body_mut().status = IoStatus::NoDevice;
-            self.inner.queue.push_back(Step::Complete(io));
-        }
+        self.abort_all(channel);
+        self.end_parked(channel, IoStatus::NoDevice);
         self.run();
         // `run` may already have closed it.
         if self.channels.contains(channel.0 as usize) {
