@@ -8,6 +8,7 @@
 //! | write zeroes | over the device's limit | ranges |
 //! | compare | not native | reads into a bounce buffer, compared |
 //! | copy | not native | read and write of a bounce buffer; backwards where the ranges overlap upwards |
+//! | copy | over the device's limit | ranges; backwards where they overlap upwards |
 //! | compare and write | not native | range lock, compare as above, writes of the second half, unlock |
 //! | flush | not native, no volatile cache | nothing to do |
 //! | reset | always | lock of the whole device, abort what can be, drain, unlock |
@@ -142,8 +143,7 @@ impl Saga {
 
     /// Whether a copy has to run from its end to its start, so that it does not read what it has written.
     fn runs_backwards(&self) -> bool {
-        matches!(self.op, Op::Copy { source_lba }
-            if self.kind == Kind::CopyByReadWrite && self.lba > source_lba && self.lba - source_lba < self.blocks)
+        matches!(self.op, Op::Copy { source_lba } if self.lba > source_lba && self.lba - source_lba < self.blocks)
     }
 
     /// Offset of the piece under way from the operation's first block.
