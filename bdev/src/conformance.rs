@@ -11,10 +11,20 @@
 //! | [`client`] | an inbox of a reactor with what is outstanding in it |
 //! | [`rng`] | the seeded random numbers |
 //! | [`model`] | random operations against a model in memory |
+//! | [`edges`] | first and last blocks, requests that make no sense, durability, counters |
+//! | [`pressure`] | too few I/Os, too little memory |
+//! | [`ending`] | removal, reset, abort, changes of size |
+//! | [`sharing`] | atomic updates, descriptors, claims |
+//! | [`limited`] | devices that make the layer work |
 
 pub mod client;
+pub mod edges;
+pub mod ending;
+pub mod limited;
 pub mod model;
+pub mod pressure;
 pub mod rng;
+pub mod sharing;
 pub mod world;
 
 use std::path::{Path, PathBuf};
@@ -75,10 +85,30 @@ pub struct Trial<'a> {
     pub subject: Subject,
     /// As it was asked for.
     pub spec: Spec,
-    /// The device under test.
-    pub bdev: Arc<BdevInfo>,
     /// The seed's random numbers.
     pub rng: Rng,
+    made: Vec<String>,
+    /// Let go of while the device is made again: a file has to be closed first.
+    bdev: Option<Arc<BdevInfo>>,
+}
+
+impl Trial<'_> {
+    /// The device under test.
+    pub fn bdev(&self) -> Arc<BdevInfo> {
+        self.bdev.clone().expect("there is always a device")
+    }
+
+    /// Removes whatever the subject made and makes it again.
+    pub fn make_again(&mut self) {
+        self.bdev = None;
+        let system = Arc::clone(self.world.system());
+        for name in &self.made {
+            remove_if_there(self.world, name);
+        }
+        let made = self.world.block_on((self.subject.make)(Arc::clone(&system), self.spec.clone()));
+        self.made = made.expect("the device can be made");
+        self.bdev = Some(system.get(&self.made[0]).expect("the device is registered"));
+    }
 }
 
 impl std::fmt::Debug for Trial<'_> {
@@ -105,8 +135,24 @@ impl std::fmt::Debug for Check {
 }
 
 /// Every check.
-pub const CHECKS: &[Check] =
-    &[Check { name: "random operations match a model", io_pool: 64, run: model::random_operations }];
+pub const CHECKS: &[Check] = &[
+    Check { name: "requests at the edges", io_pool: 64, run: edges::boundaries },
+    Check { name: "durable writes and flushes", io_pool: 64, run: edges::durability },
+    Check { name: "counters add up", io_pool: 64, run: edges::statistics },
+    Check { name: "many small operations", io_pool: 64, run: edges::many },
+    Check { name: "random operations match a model", io_pool: 64, run: model::random_operations },
+    Check { name: "the same with two I/Os in the pool", io_pool: pressure::FEW, run: model::random_operations },
+    Check { name: "two I/Os serve a hundred requests in order", io_pool: pressure::FEW, run: pressure::few_ios },
+    Check { name: "waiting requests can be aborted", io_pool: pressure::FEW, run: pressure::abort_waiting },
+    Check { name: "emulation without memory", io_pool: 64, run: pressure::no_memory },
+    Check { name: "atomic updates", io_pool: 64, run: sharing::atomic_updates },
+    Check { name: "writes beside compare-and-writes", io_pool: 64, run: sharing::writes_beside_swaps },
+    Check { name: "descriptors and claims", io_pool: 64, run: sharing::claims },
+    Check { name: "abort anywhere", io_pool: 64, run: ending::abort },
+    Check { name: "reset at every step", io_pool: 64, run: ending::reset },
+    Check { name: "removal at every step", io_pool: 64, run: ending::removal },
+    Check { name: "growing and shrinking under load", io_pool: 64, run: ending::resize },
+];
 
 /// Puts `subject` through every check with `seed`; `world` makes the world that a check asks for. Files go to `folder`.
 ///
@@ -125,22 +171,33 @@ pub fn suite(subject: Subject, seed: u64, folder: &Path, mut world: impl FnMut(W
 
 fn run(subject: Subject, block_size: u32, check: &Check, folder: &Path, world: &mut World, seed: u64) {
     // Enough for several of the largest pieces that the layer moves, and for an end inside a chunk of any device.
-    let num_blocks = (1 << 20) / u64::from(block_size) + 37;
+    let num_blocks = ((1 << 20) / u64::from(block_size)).max(512) + 37;
     let name = format!("{}-{block_size}", subject.label);
     let spec = Spec { name, block_size, num_blocks, folder: folder.to_path_buf() };
     let system = Arc::clone(world.system());
     let made = world.block_on((subject.make)(Arc::clone(&system), spec.clone())).expect("the device can be made");
     let bdev = system.get(&made[0]).expect("the device is registered");
-    let mut trial = Trial { world, subject, spec, bdev, rng: Rng::new(seed) };
+    let mut trial = Trial { world, subject, spec, rng: Rng::new(seed), made, bdev: Some(bdev) };
     (check.run)(&mut trial);
+    let made = std::mem::take(&mut trial.made);
     drop(trial);
     for name in made {
-        if system.get(&name).is_ok() {
-            world.block_on(system.remove(&name)).expect("nobody holds the device");
-        }
+        remove_if_there(world, &name);
     }
     world.settle();
     world.assert_clean();
+}
+
+fn remove_if_there(world: &mut World, name: &str) {
+    let system = Arc::clone(world.system());
+    match world.block_on(system.remove(name)) {
+        // A device that follows another is removed with it.
+        Ok(()) | Err(BdevError::NotFound { .. }) => {}
+        Err(BdevError::BeingRemoved { .. }) => {
+            world.step_until("a removal under way", |_| system.get(name).is_err());
+        }
+        Err(error) => panic!("{name} cannot be removed: {error}"),
+    }
 }
 
 /// Says what was running when a check panics.

@@ -4,7 +4,7 @@
 //! restored, and its run of the [conformance](crate::conformance) suite.
 
 mod common;
-mod layer;
+pub(crate) mod layer;
 pub mod malloc;
 pub mod null;
 pub mod passthru;

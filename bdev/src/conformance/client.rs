@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use reactor::Buffers;
 
 use super::world::World;
 use crate::core::runtime::SharedRuntime;
-use crate::core::{BdevInfo, ChannelId, ClientId, IoRequest, IoStatus, IoTag, Op};
+use crate::core::{BdevEvent, BdevInfo, ChannelId, ClientId, Descriptor, IoRequest, IoStatus, IoTag, Op};
 
 /// The end of one operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +19,17 @@ pub struct Done {
     pub bytes: Vec<u8>,
 }
 
-/// A client of one device on one reactor.
+/// What a client was told of its device.
+#[derive(Debug, Default)]
+struct Told {
+    removing: AtomicBool,
+    resizes: AtomicU64,
+}
+
+/// A client of one device on one reactor, with a descriptor of its own.
 pub struct Client {
+    told: Arc<Told>,
+    descriptor: Descriptor,
     runtime: SharedRuntime,
     id: ClientId,
     channel: ChannelId,
@@ -36,13 +46,33 @@ impl Client {
     /// # Panics
     /// When the device refuses.
     pub fn open(world: &mut World, reactor: usize, bdev: &Arc<BdevInfo>) -> Client {
+        let told = Arc::new(Told::default());
+        let hear = Arc::clone(&told);
+        let on_event = move |event| match event {
+            BdevEvent::Removing => hear.removing.store(true, Ordering::Release),
+            BdevEvent::Resized => {
+                hear.resizes.fetch_add(1, Ordering::AcqRel);
+            }
+        };
+        let descriptor = world.system().open(bdev.name(), true, "a check's client", Arc::new(on_event));
+        let descriptor = descriptor.expect("the device can be opened");
         let runtime = world.runtime(reactor);
         let (channel, id) = {
             let mut runtime = runtime.borrow_mut();
             let channel = runtime.get_channel(bdev).expect("a channel can be opened");
             (channel, runtime.add_client())
         };
-        Client { runtime, id, channel, next: 0, outstanding: 0, done: HashMap::new(), order: Vec::new() }
+        Client {
+            told,
+            descriptor,
+            runtime,
+            id,
+            channel,
+            next: 0,
+            outstanding: 0,
+            done: HashMap::new(),
+            order: Vec::new(),
+        }
     }
 
     /// Submits an operation; returns its mark.
@@ -74,6 +104,16 @@ impl Client {
             self.outstanding -= 1;
             runtime.recycle(completion);
         }
+    }
+
+    /// Whether it has heard that the device is being removed.
+    pub fn is_told_of_removal(&self) -> bool {
+        self.told.removing.load(Ordering::Acquire)
+    }
+
+    /// How often it has heard that the device changed its size.
+    pub fn resizes(&self) -> u64 {
+        self.told.resizes.load(Ordering::Acquire)
     }
 
     /// Operations that have not come home.
@@ -139,6 +179,8 @@ impl Client {
         let mut runtime = self.runtime.borrow_mut();
         runtime.put_channel(self.channel);
         runtime.remove_client(self.id);
+        drop(runtime);
+        drop(self.descriptor);
     }
 }
 

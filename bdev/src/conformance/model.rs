@@ -149,12 +149,12 @@ fn random_op(rng: &mut Rng, geometry: &Geometry, lba: u64, blocks: u64) -> Op {
 
 /// What `op` must find and leave, by the model.
 fn plan(trial: &mut Trial<'_>, model: &mut Model, op: Op, lba: u64, blocks: u64) -> Planned {
-    let geometry = trial.bdev.device().geometry();
+    let geometry = trial.bdev().device().geometry();
     let len = op.payload_bytes(blocks, geometry.block_size) as usize;
     let mut payload = vec![0; len];
     trial.rng.fill(&mut payload);
     let mut status = IoStatus::Success;
-    let supported = trial.bdev.supports(op.kind());
+    let supported = trial.bdev().supports(op.kind());
     if !supported {
         let expect = Done { status: IoStatus::NotSupported, bytes: payload.clone() };
         return Planned { op, lba, blocks, payload, expect };
@@ -192,7 +192,7 @@ fn needs_known(op: Op) -> bool {
 
 /// A client on every reactor.
 pub fn clients(trial: &mut Trial<'_>) -> Vec<Client> {
-    (0..trial.world.reactor_count()).map(|n| Client::open(trial.world, n, &trial.bdev)).collect()
+    (0..trial.world.reactor_count()).map(|n| Client::open(trial.world, n, &trial.bdev())).collect()
 }
 
 /// Waits for one of `outstanding`, or all, and checks what came home.
@@ -217,7 +217,7 @@ fn settle_some(world: &mut World, clients: &mut [Client], outstanding: &mut Vec<
 
 /// The check.
 pub fn random_operations(trial: &mut Trial<'_>) {
-    let geometry = trial.bdev.device().geometry();
+    let geometry = trial.bdev().device().geometry();
     let mut model = Model::new(&geometry, trial.subject.forgets);
     let mut clients = clients(trial);
     run(trial, &mut model, &mut clients, OPERATIONS);
@@ -227,7 +227,7 @@ pub fn random_operations(trial: &mut Trial<'_>) {
 
 /// Does `count` random operations.
 pub fn run(trial: &mut Trial<'_>, model: &mut Model, clients: &mut [Client], count: usize) {
-    let geometry = trial.bdev.device().geometry();
+    let geometry = trial.bdev().device().geometry();
     let mut outstanding: Vec<Outstanding> = Vec::new();
     for _ in 0..count {
         let (lba, blocks) = random_range(&mut trial.rng, &geometry);
@@ -258,7 +258,7 @@ pub fn run(trial: &mut Trial<'_>, model: &mut Model, clients: &mut [Client], cou
 
 /// Compares the whole device with the model.
 pub fn read_everything(trial: &mut Trial<'_>, model: &Model, client: &mut Client) {
-    let geometry = trial.bdev.device().geometry();
+    let geometry = trial.bdev().device().geometry();
     let step = (64 * 1024 / u64::from(geometry.block_size)).max(1);
     let mut lba = 0;
     while lba < geometry.num_blocks {

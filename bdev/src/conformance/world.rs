@@ -128,6 +128,22 @@ impl Executor for Tasks {
     }
 }
 
+/// A task of the control plane that was started.
+#[derive(Debug)]
+pub struct Started<R>(Arc<Mutex<Option<R>>>);
+
+impl<R> Started<R> {
+    /// Whether it has not ended.
+    pub fn is_pending(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Its result, if it has ended.
+    pub fn take(&self) -> Option<R> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// Reactors, control plane and clock on one thread.
 pub struct World {
     reactors: Vec<Reactor>,
@@ -137,6 +153,8 @@ pub struct World {
     rng: Rng,
     /// Called after each step with whether anything was done in it.
     after_step: Box<dyn FnMut(bool)>,
+    /// The clock, where it is this world's own.
+    clock: Option<Arc<VirtualClock>>,
 }
 
 impl World {
@@ -159,7 +177,15 @@ impl World {
         }
         let tasks = Arc::new(Tasks { clock: platform.clock(), spawned: Mutex::default() });
         let system = BdevSystem::new(group, platform, Arc::clone(&tasks) as Arc<dyn Executor>);
-        World { reactors, system, tasks, running: Vec::new(), rng: Rng::new(config.seed ^ 0x5afe), after_step }
+        World {
+            reactors,
+            system,
+            tasks,
+            running: Vec::new(),
+            rng: Rng::new(config.seed ^ 0x5afe),
+            after_step,
+            clock: None,
+        }
     }
 
     /// A world with a virtual clock and the host's files, done by `engine`. Each step takes a microsecond.
@@ -170,13 +196,23 @@ impl World {
             clock: Arc::clone(&clock),
             rng: Mutex::new(Rng::new(config.seed)),
         };
+        let own = Arc::clone(&clock);
         let after_step = move |busy: bool| {
             clock.advance(Duration::from_micros(1));
             if !busy {
                 std::thread::yield_now();
             }
         };
-        World::new(Arc::new(platform), config, Box::new(after_step))
+        let world = World::new(Arc::new(platform), config, Box::new(after_step));
+        World { clock: Some(own), ..world }
+    }
+
+    /// Advances the clock of a world made by [`World::on_host`].
+    ///
+    /// # Panics
+    /// If the clock is somebody else's.
+    pub fn pass_time(&mut self, time: Duration) {
+        self.clock.as_ref().expect("the clock is this world's own").advance(time);
     }
 
     /// The bdev layer's control plane.
@@ -241,6 +277,17 @@ impl World {
             result.is_some()
         });
         result.expect("it has just been set")
+    }
+
+    /// Starts a task of the control plane, which goes on at every step.
+    pub fn start<R: Send + 'static>(&mut self, task: impl Future<Output = R> + Send + 'static) -> Started<R> {
+        let result = Arc::new(Mutex::new(None));
+        let started = Started(Arc::clone(&result));
+        self.tasks.spawn(Box::pin(async move {
+            let value = task.await;
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+        }));
+        started
     }
 
     /// Steps until nothing is outstanding anywhere.

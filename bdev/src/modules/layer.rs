@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use crate::core::{BdevError, BdevEvent, BdevInfo, BdevSystem, ClaimKind, Descriptor, NewBdev};
 
 /// Opens and claims `base` for a device to be called `name`.
-pub(super) fn claim_base(
+pub(crate) fn claim_base(
     system: &Arc<BdevSystem>,
     name: &str,
     base: &str,
@@ -42,7 +42,7 @@ pub(super) fn claim_base(
 }
 
 /// Registers a device on `base`.
-pub(super) async fn register(
+pub(crate) async fn register(
     system: &Arc<BdevSystem>,
     new: NewBdev,
     base: Arc<BdevInfo>,
