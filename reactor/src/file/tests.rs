@@ -522,8 +522,9 @@ fn engines_say_what_they_are() {
     let auto = mode(EngineChoice::Auto).unwrap();
     match Bench::uring(Mode::Plain, false) {
         Ok(bench) => {
+            // Whether buffers can be registered depends on what else this user has locked at the moment.
             assert!(auto.starts_with("io_uring, "), "{auto}");
-            assert_eq!(mode(EngineChoice::Uring).unwrap(), auto);
+            assert!(mode(EngineChoice::Uring).unwrap().starts_with("io_uring, "));
             assert_eq!(bench.engine.mode(), "io_uring, plain, registered files");
         }
         Err(_) => {
@@ -585,7 +586,8 @@ fn block_devices_work_like_files() {
             assert_eq!(bench.read(slot, 0, 16_384), [0; 16_384]);
             assert_eq!(bench.read(slot, 16_384, 16_384), [5; 16_384]);
             // Past the end there is nothing, and nothing can be put there.
-            assert_eq!(bench.read(slot, 2 << 20, 4096), [0; 4096]);
+            let beyond = bench.run(slot, FileOp::Read, 2 << 20, Buffers::heap(4096)).0;
+            assert_eq!(beyond, Err(Errno(libc::EIO)));
             let beyond = bench.run(slot, FileOp::Write { durable: false }, 2 << 20, Buffers::heap(4096)).0;
             assert_eq!(beyond, Err(Errno(libc::ENOSPC)));
             bench.engine.detach(slot);

@@ -421,8 +421,9 @@ impl FileEngine for UringEngine {
             self.enter();
             self.drain(out);
         }
-        if !self.queue.is_empty() {
-            // Continuations, and requests for which there is room now: nobody else may come to flush them.
+        if !self.queue.is_empty() || !self.ring.submission().is_empty() {
+            // Continuations, requests for which there is room now, and what the kernel had no memory for at the last
+            // attempt: nobody else may come to flush them.
             self.flush();
         }
         let n = out.len() - before;
