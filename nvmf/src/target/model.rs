@@ -198,13 +198,16 @@ pub struct Model {
     shown: Shown,
 }
 
+/// What a discovery log shows of a subsystem: its NQN, the hosts that see it (`None`: all), its addresses and port ids.
+type Discoverable = (String, Option<Vec<String>>, Vec<(ListenAddress, u16)>);
+
 /// Everything that a discovery log depends on.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Shown {
     filter: DiscoveryFilter,
     referrals: Vec<Referral>,
     /// By subsystem with a listener: who may connect (`None`: anybody), and where.
-    subsystems: Vec<(String, Option<Vec<String>>, Vec<(ListenAddress, u16)>)>,
+    subsystems: Vec<Discoverable>,
 }
 
 /// Whether an NQN is one of the discovery service's: the well-known one, or the word that SPDK's client sends.

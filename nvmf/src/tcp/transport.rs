@@ -111,6 +111,7 @@ impl Incoming for TcpIncoming {
             readable: true,
             writable: true,
             fault: None,
+            said_farewell: false,
             watch: None,
         })
     }
@@ -128,8 +129,11 @@ struct TcpQpair {
     stash: VecDeque<u8>,
     readable: bool,
     writable: bool,
-    /// The connection must end once its last output has left.
+    /// The connection is over once the host has closed it: what is sent now is the last, what is received is discarded.
+    /// Closing with unread input would reset the connection, and the host might never read why.
     fault: Option<String>,
+    /// The farewell has left and this side's end of the stream is closed.
+    said_farewell: bool,
     watch: Option<WatchId>,
 }
 
@@ -150,6 +154,7 @@ impl TcpQpair {
         match self.connection.handle_input(bytes, &mut |len, need| alloc(pool, len, need, keep)) {
             Ok(taken) => taken,
             Err(fault) => {
+                tracing::warn!(peer = %self.stream.peer_addr(), %fault, "a connection ends");
                 self.fault = Some(fault.to_string());
                 bytes.len()
             }
@@ -217,24 +222,19 @@ impl Qpair for TcpQpair {
             self.feed_stash(pool);
         }
         let mut life = Life::Alive;
-        if self.stash.is_empty() && self.readable && self.fault.is_none() && self.connection.wants_input() {
+        if self.stash.is_empty() && self.readable && self.connection.wants_input() {
             let received = SCRATCH.with_borrow_mut(|scratch| self.receive_once(scratch, pool));
             if let Err(why) = received {
-                life = Life::Ended(why);
+                life = Life::Ended(self.fault.clone().unwrap_or(why));
             }
         }
         self.collect(events);
-        match &self.fault {
-            // What ends the connection is queued, and has to leave first; `flush` sees to that.
-            Some(why) if !self.connection.wants_output() => Life::Ended(why.clone()),
-            _ => life,
-        }
+        life
     }
 
     #[inline]
     fn has_input(&self) -> bool {
-        self.fault.is_none()
-            && (self.readable && self.connection.wants_input() || !self.stash.is_empty() || self.connection.stalled())
+        self.readable && self.connection.wants_input() || !self.stash.is_empty() || self.connection.stalled()
     }
 
     fn peer_is_due(&self) -> bool {
@@ -268,18 +268,16 @@ impl Qpair for TcpQpair {
                 Err(error) => return Life::Ended(format!("sending failed: {error}")),
             }
         }
-        match &self.fault {
-            Some(why) if !self.connection.wants_output() => {
-                self.stream.shutdown_write();
-                Life::Ended(why.clone())
-            }
-            _ => Life::Alive,
+        if self.fault.is_some() && !self.connection.wants_output() && !self.said_farewell {
+            self.said_farewell = true;
+            self.stream.shutdown_write();
         }
+        Life::Alive
     }
 
     #[inline]
     fn has_output(&self) -> bool {
-        self.writable && (self.connection.wants_output() || self.fault.is_some())
+        self.writable && (self.connection.wants_output() || self.fault.is_some() && !self.said_farewell)
     }
 
     fn ready(&mut self, readable: bool, writable: bool) {

@@ -52,8 +52,7 @@ impl Reactors for PollGroups {
         // Connections are spread when they are accepted, so one reactor may accept for all.
         let call = self.reactors[0].call(move |cx| {
             let group = PollGroup::of(cx);
-            let result = group.borrow_mut().add_listener(cx, address, acceptor);
-            result
+            group.borrow_mut().add_listener(cx, address, acceptor);
         });
         Box::pin(async move { Ok(call.await?) })
     }
