@@ -42,19 +42,22 @@ pub fn log(view: &TargetView, hostnqn: &str, came_in: &ListenAddress, local: Soc
 /// The log without its header: what must differ for a host to be told of a change.
 pub(super) fn entries(view: &TargetView, hostnqn: &str, came_in: &ListenAddress, local: IpAddr) -> Vec<DiscoveryEntry> {
     let mut entries = Vec::new();
-    if let Some(mut entry) = at(view, came_in, local) {
-        entry.subtype = subtype::CURRENT_DISCOVERY;
-        // All listeners lead to the same log, and connections to it may stay.
-        entry.eflags.set(eflags::DUPLICATE | eflags::PERSISTENT);
-        entry.set_subnqn(DISCOVERY_NQN);
-        entries.push(entry);
-    }
     let shown = |address: &ListenAddress| {
         let filter = view.discovery_filter;
         (!filter.transport || address.trtype == came_in.trtype)
             && (!filter.address || address.traddr == came_in.traddr)
             && (!filter.svcid || address.trsvcid == came_in.trsvcid)
     };
+    // Where the host is, which is where it found the service, and the other addresses that were opened for it.
+    let others = view.discovery_listeners.iter().filter(|address| *address != came_in && shown(address));
+    for address in std::iter::once(came_in).chain(others) {
+        let Some(mut entry) = at(view, address, local) else { continue };
+        entry.subtype = subtype::CURRENT_DISCOVERY;
+        // All listeners lead to the same log, and connections to it may stay.
+        entry.eflags.set(eflags::DUPLICATE | eflags::PERSISTENT);
+        entry.set_subnqn(DISCOVERY_NQN);
+        entries.push(entry);
+    }
     for subsystem in view.subsystems.values().filter(|subsystem| subsystem.allows(hostnqn)) {
         for listener in subsystem.listeners.iter().filter(|listener| shown(&listener.address)) {
             let Some(mut entry) = at(view, &listener.address, local) else { continue };
