@@ -22,7 +22,7 @@ mod log;
 mod tests;
 
 pub(super) use features::Features;
-pub use identify::{CopyLimits, MAX_COPY_RANGES, copy_limits};
+pub use identify::{CopyLimits, copy_limits};
 
 /// Revision of the firmware, in the 8 characters that Identify and the Firmware Slot log have for it.
 const FIRMWARE_REVISION: &str = env!("CARGO_PKG_VERSION");

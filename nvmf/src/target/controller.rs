@@ -46,8 +46,7 @@ pub(super) mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use error_log::ERROR_LOG_ENTRIES;
-pub(super) use error_log::ErrorLog;
+pub use error_log::{ERROR_LOG_ENTRIES, ErrorLog};
 pub use events::MAX_EVENT_REQUESTS;
 pub(super) use events::{Event, Events};
 
@@ -197,7 +196,6 @@ pub struct Controller {
     deleting: bool,
     pub(super) features: Features,
     pub(super) events: Events,
-    pub(super) errors: ErrorLog,
     pub(super) changed_namespaces: ChangedNamespaces,
     pub(super) ana_changes: AnaChanges,
     aborts: u8,
@@ -260,7 +258,6 @@ impl Controller {
             deleting: false,
             features,
             events: Events::default(),
-            errors: ErrorLog::default(),
             changed_namespaces: ChangedNamespaces::default(),
             ana_changes: AnaChanges { log: 1, groups: BTreeMap::new() },
             aborts: 0,
@@ -498,13 +495,18 @@ impl Controller {
         Cqe::success(cid_of_abort).with_dw0(u32::from(!aborted))
     }
 
-    /// Adds to the Error Information log.
+    /// Adds to the Error Information log. The controller's other queues do so through its shared part.
     pub fn record_error(&mut self, entry: ErrorRecord) {
-        self.errors.add(entry, self.config.listener.trtype);
-        if entry.status.same_code(Status::INTERNAL_ERROR) {
+        self.config.shared.record_error(entry);
+        self.tell_errors();
+    }
+
+    fn tell_errors(&mut self) {
+        let news = self.config.shared.errors().take_news();
+        if news.internal && self.is_enabled() {
             self.events.raise(Event::TransientError);
         }
-        if entry.status.same_code(Status::WRITE_FAULT) || entry.status.same_code(Status::UNRECOVERED_READ_ERROR) {
+        if news.medium && self.is_enabled() {
             self.events.raise(Event::Unreliable);
         }
     }
@@ -619,7 +621,10 @@ impl Controller {
 
     /// Whether the association goes on. Any command on any of the controller's queues since the last look counts as a
     /// Keep Alive (TBKAS, Base 3.9.4.1), so that an idle host is noticed after one to two timeouts.
+    ///
+    /// It is also where the host is told of what went wrong on I/O queues, so that [`Controller::pop_event`] follows.
     pub fn check_keep_alive(&mut self, now: Instant) -> bool {
+        self.tell_errors();
         if self.deadline.is_none_or(|deadline| now < deadline) {
             return true;
         }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reactor::ReactorId;
 
+use super::controller::{ErrorLog, ErrorRecord};
 use super::view::ListenAddress;
 
 /// A controller as its I/O queues see it. The admin queue's reactor owns the rest.
@@ -37,6 +38,8 @@ pub struct ControllerShared {
     pub io_queues: Mutex<BTreeMap<u16, ReactorId>>,
     /// What its I/O queues did.
     pub counters: IoCounters,
+    /// What failed on any of its queues. Locked when a command fails and when the log is read.
+    pub errors: Mutex<ErrorLog>,
 }
 
 /// Counters of the SMART log (Base 5.1.12.1.3), added to once a poll.
@@ -55,6 +58,17 @@ pub struct IoCounters {
 }
 
 impl ControllerShared {
+    /// Adds to the Error Information log, from any reactor. The host is told, where the specification says so, when the
+    /// controller's timer is looked at next.
+    pub fn record_error(&self, record: ErrorRecord) {
+        self.errors().add(record, self.listener.trtype);
+    }
+
+    /// The Error Information log.
+    pub fn errors(&self) -> MutexGuard<'_, ErrorLog> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The connected I/O queues.
     pub fn io_queues(&self) -> MutexGuard<'_, BTreeMap<u16, ReactorId>> {
         self.io_queues.lock().unwrap_or_else(PoisonError::into_inner)

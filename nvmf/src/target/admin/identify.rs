@@ -24,10 +24,9 @@ use crate::spec::identify::{
 };
 use crate::spec::{Status, log};
 use crate::target::controller::{Controller, ERROR_LOG_ENTRIES, Kind, MAX_ABORTS, MAX_EVENT_REQUESTS};
+use crate::target::io::MAX_COPY_RANGES;
 use crate::target::view::{DISCOVERY_NQN, NamespaceView, SubsystemView, TransportKind};
 
-/// Source ranges of one Copy (MSRC, a count).
-pub const MAX_COPY_RANGES: u16 = 16;
 /// Bytes of one source range of Copy: what MSSRL comes from.
 const MAX_COPY_RANGE_BYTES: u64 = 16 << 20;
 /// Bytes of all source ranges of one Copy: what MCL comes from. Bounds how long a host waits for one command.

@@ -129,7 +129,7 @@ impl Controller {
                 }
                 page.as_bytes().to_vec()
             }
-            lid::ERROR_INFORMATION => self.errors.page(),
+            lid::ERROR_INFORMATION => self.config.shared.errors().page(),
             lid::SMART => self.smart(env, now).as_bytes().to_vec(),
             lid::FIRMWARE_SLOT => {
                 let mut page = FirmwareSlots::new_zeroed();
@@ -168,7 +168,7 @@ impl Controller {
         page.host_writes.set(read(&counters.write_commands).into());
         page.power_on_hours.set((now.since(env.started).as_secs() / 3600).into());
         page.media_errors.set(media_errors.into());
-        page.error_log_entries.set(self.errors.count().into());
+        page.error_log_entries.set(self.config.shared.errors().count().into());
         page
     }
 

@@ -1,10 +1,14 @@
 //! The Error Information log: Base 5.1.12.1.2. The latest errors, the latest first.
+//!
+//! It is shared by the queues of a controller, on whichever reactors they are; what it is to tell the host of waits in it
+//! until the controller comes by.
 
 use std::collections::VecDeque;
 
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::ErrorRecord;
+use crate::spec::Status;
 use crate::spec::log::ErrorEntry;
 use crate::target::view::TransportKind;
 
@@ -15,16 +19,30 @@ const ENTRY_VERSION: u8 = 1;
 
 /// The log of one controller.
 #[derive(Debug, Default)]
-pub(in crate::target) struct ErrorLog {
+pub struct ErrorLog {
     /// Latest first.
     entries: VecDeque<ErrorEntry>,
     /// Errors since the controller was made.
     count: u64,
+    news: ErrorNews,
+}
+
+/// What the host may want to be told of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::target) struct ErrorNews {
+    /// A command failed for an internal error.
+    pub(in crate::target) internal: bool,
+    /// The medium failed.
+    pub(in crate::target) medium: bool,
 }
 
 impl ErrorLog {
-    pub(super) fn add(&mut self, record: ErrorRecord, transport: TransportKind) {
+    /// Adds an error.
+    pub(in crate::target) fn add(&mut self, record: ErrorRecord, transport: TransportKind) {
         self.count += 1;
+        self.news.internal |= record.status.same_code(Status::INTERNAL_ERROR);
+        self.news.medium |=
+            record.status.same_code(Status::WRITE_FAULT) || record.status.same_code(Status::UNRECOVERED_READ_ERROR);
         let mut entry = ErrorEntry::new_zeroed();
         entry.error_count.set(self.count);
         entry.sqid.set(record.sqid);
@@ -43,6 +61,11 @@ impl ErrorLog {
     /// Errors since the controller was made.
     pub(in crate::target) fn count(&self) -> u64 {
         self.count
+    }
+
+    /// What there is to tell since this was last called.
+    pub(in crate::target) fn take_news(&mut self) -> ErrorNews {
+        std::mem::take(&mut self.news)
     }
 
     /// The whole log page; unused entries are zero.

@@ -146,6 +146,7 @@ impl PollGroup {
             traffic: AtomicBool::new(false),
             io_queues: Default::default(),
             counters: IoCounters::default(),
+            errors: Default::default(),
         };
         let shared = self.table.add(&subnqn, ids.0, ids.1, build).ok_or(ConnectError {
             status: Status::CONNECT_CONTROLLER_BUSY,
