@@ -8,8 +8,7 @@
 //!
 //! Headers, padding, digests and whole capsules are copied into the ring when they are queued, so that neighbours
 //! without payload between them make one slice, and a slot is free again as soon as its response is queued. The ring
-//! and the list of payloads never overflow: the connection accepts a command only while there is room for the most that any
-//! command can add.
+//! never overflows: the connection accepts a command only while there is room for the most that any command can add.
 
 use reactor::buffer::Buffers;
 use std::collections::VecDeque;
@@ -38,9 +37,6 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Bytes of the entry of one payload.
-    pub const ITEM_BYTES: usize = size_of::<Item>();
-
     /// With room for at least `bytes` of headers.
     pub fn new(bytes: usize) -> Self {
         let len = bytes.next_power_of_two();
@@ -64,7 +60,7 @@ impl Output {
             }
             (self.ring, self.head, self.tail) = (ring, 0, pending);
         }
-        self.items.reserve_exact(items);
+        self.items.reserve(items);
     }
 
     /// Header bytes that can still be queued.
@@ -77,12 +73,6 @@ impl Output {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
-    }
-
-    /// Entries that wait: at most one more than payloads.
-    #[inline]
-    pub fn items(&self) -> usize {
-        self.items.len()
     }
 
     /// All bytes that wait.
