@@ -42,6 +42,36 @@ pub struct Config {
     pub allow_data_digest: bool,
 }
 
+impl Config {
+    /// The most memory that a connection holds beside payloads, bytes, whatever the host negotiates and does.
+    pub const fn memory_bytes(&self) -> usize {
+        let slots = self.slots as usize;
+        let ring = ring_bytes(slots, header_bytes_per_command(true, true, MAX_PDA));
+        size_of::<Connection>()
+            + Slots::memory_bytes(slots)
+            + 2 * slots * size_of::<u16>()
+            + ring
+            + (slots + 2) * Output::ITEM_BYTES
+    }
+}
+
+/// The most header bytes that one command can put into the output: a read sends C2HData, its digest and a response; a
+/// write sends R2T and a response.
+const fn header_bytes_per_command(header_digest: bool, data_digest: bool, hpda: u8) -> usize {
+    let digest = if header_digest { DIGEST_BYTES } else { 0 };
+    let response = size_of::<CapsuleResp>() + digest;
+    let read = data_offset(size_of::<DataPdu>(), header_digest, alignment_bytes(hpda))
+        + if data_digest { DIGEST_BYTES } else { 0 }
+        + response;
+    let write = size_of::<R2t>() + digest + response;
+    if read > write { read } else { write }
+}
+
+/// Header bytes in the output: those of a whole queue, ICResp and the longest C2HTermReq.
+const fn ring_bytes(slots: usize, per_command: usize) -> usize {
+    (slots * per_command + CONTROL_BYTES).next_power_of_two()
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -379,6 +409,12 @@ impl Connection {
     pub(super) fn initialize(&mut self, negotiated: Negotiated) {
         self.negotiated = negotiated;
         self.phase = Phase::Ready;
+        let Negotiated { header_digest, data_digest, hpda, .. } = negotiated;
+        self.rx_framing = Framing { header_digest, data_digest, pda: self.config.cpda };
+        self.tx_framing = Framing { header_digest, data_digest, pda: hpda };
+        self.tx_per_command = header_bytes_per_command(header_digest, data_digest, hpda);
+        self.tx.reserve(ring_bytes(self.slots.len(), self.tx_per_command), self.slots.len() + 2);
+
         let mut resp = IcResp::new_zeroed();
         resp.ch = CommonHeader::bare(PduType::IcResp);
         resp.cpda = self.config.cpda;
@@ -386,19 +422,6 @@ impl Connection {
             | if negotiated.data_digest { dgst::DATA } else { 0 };
         resp.maxh2cdata = U32::new(self.config.maxh2cdata);
         self.tx.push(resp.as_bytes());
-
-        let Negotiated { header_digest, data_digest, hpda, .. } = negotiated;
-        self.rx_framing = Framing { header_digest, data_digest, pda: self.config.cpda };
-        self.tx_framing = Framing { header_digest, data_digest, pda: hpda };
-        // A read sends C2HData, its digest and a response; a write sends R2T and a response, which is less.
-        let header_digest_bytes = if header_digest { DIGEST_BYTES } else { 0 };
-        self.tx_per_command = data_offset(size_of::<DataPdu>(), header_digest, alignment_bytes(hpda))
-            + if data_digest { DIGEST_BYTES } else { 0 }
-            + size_of::<CapsuleResp>()
-            + header_digest_bytes;
-        let r2t = size_of::<R2t>() + header_digest_bytes;
-        self.tx_per_command = self.tx_per_command.max(r2t + size_of::<CapsuleResp>() + header_digest_bytes);
-        self.tx.reserve(self.slots.len() * self.tx_per_command + CONTROL_BYTES, 2 * self.slots.len() + 2);
     }
 
     /// Fills `iov` with slices to send, in order; returns how many. Any number of their bytes may be sent.
@@ -506,8 +529,9 @@ impl Connection {
     #[inline]
     pub(super) fn has_room_for_command(&self) -> bool {
         // With no slot left another command is a mistake of the host, to be answered and not to be waited for.
-        self.slots.used() == self.slots.len()
-            || self.tx.room() >= (self.slots.used() + 1) * self.tx_per_command + MAX_TERM_BYTES
+        let (used, slots) = (self.slots.used(), self.slots.len());
+        used == slots
+            || (self.tx.room() >= (used + 1) * self.tx_per_command + MAX_TERM_BYTES && used + self.tx.items() <= slots)
     }
 
     /// What the peer owes.

@@ -8,7 +8,8 @@
 //!
 //! Headers, padding, digests and whole capsules are copied into the ring when they are queued, so that neighbours
 //! without payload between them make one slice, and a slot is free again as soon as its response is queued. The ring
-//! never overflows: the connection accepts a command only while there is room for the most that any command can add.
+//! and the list of payloads never overflow: the connection accepts a command only while there is room for the most that any
+//! command can add.
 
 use reactor::buffer::Buffers;
 use std::collections::VecDeque;
@@ -37,6 +38,9 @@ pub(super) struct Output {
 }
 
 impl Output {
+    /// Bytes of the entry of one payload.
+    pub const ITEM_BYTES: usize = size_of::<Item>();
+
     /// With room for at least `bytes` of headers.
     pub fn new(bytes: usize) -> Self {
         let len = bytes.next_power_of_two();
@@ -60,7 +64,7 @@ impl Output {
             }
             (self.ring, self.head, self.tail) = (ring, 0, pending);
         }
-        self.items.reserve(items);
+        self.items.reserve_exact(items);
     }
 
     /// Header bytes that can still be queued.
@@ -73,6 +77,12 @@ impl Output {
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()
+    }
+
+    /// Entries that wait: at most one more than payloads.
+    #[inline]
+    pub fn items(&self) -> usize {
+        self.items.len()
     }
 
     /// All bytes that wait.

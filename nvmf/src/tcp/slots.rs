@@ -73,6 +73,11 @@ pub(super) struct Slots {
 }
 
 impl Slots {
+    /// Bytes that `count` slots take.
+    pub const fn memory_bytes(count: usize) -> usize {
+        count * size_of::<Slot>() + count.next_power_of_two() * size_of::<u16>()
+    }
+
     /// `count` is 1 to 65535.
     pub fn new(count: u16) -> Self {
         assert!(count > 0, "a queue has slots");

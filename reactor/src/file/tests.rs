@@ -365,6 +365,55 @@ fn a_write_that_the_host_cuts_short_is_continued_up_to_its_error() {
     }
 }
 
+/// Mounts a memory file system of `bytes` bytes on `at` that this thread alone sees. Only root may.
+fn mount_small(at: &Path, bytes: usize) -> io::Result<()> {
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+    let checked = |result: i32| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+    let at = CString::new(at.as_os_str().as_bytes())?;
+    let options = CString::new(format!("size={bytes}"))?;
+    let none = std::ptr::null();
+    // SAFETY: no memory is involved.
+    checked(unsafe { libc::unshare(libc::CLONE_NEWNS) })?;
+    // SAFETY: all strings end in a zero byte and live through the call.
+    checked(unsafe {
+        libc::mount(none, c"/".as_ptr(), none, libc::MS_REC | libc::MS_PRIVATE, none.cast::<libc::c_void>())
+    })?;
+    // SAFETY: as above.
+    checked(unsafe {
+        libc::mount(c"none".as_ptr(), at.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast::<libc::c_void>())
+    })
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_goes_on() {
+    for mut bench in benches() {
+        let folder = Folder::temporary();
+        if let Err(error) = mount_small(&folder.0, 1 << 20) {
+            eprintln!("skipped: this user may not mount ({error})");
+            return;
+        }
+        // Sparse: twice of what there is room for.
+        let path = folder.volume(2 << 20);
+        let slot = bench.engine.attach(OsFiles.open(&path, OpenOptions::default()).unwrap()).unwrap();
+        let write = FileOp::Write { durable: false };
+        let mut list = Buffers::heap(2 << 20);
+        list.fill(3);
+        let (result, list) = bench.run(slot, write, 0, list);
+        assert_eq!(result, Err(Errno(libc::ENOSPC)));
+        // What was written before is there, and there is room again once something was discarded.
+        assert_eq!(bench.read(slot, 0, 65_536), [3; 65_536]);
+        assert_eq!(bench.run(slot, FileOp::Discard { len: 1 << 20 }, 0, Buffers::new()).0, Ok(()));
+        let small = Buffers::from(&list.to_vec()[..65_536]);
+        assert_eq!(bench.run(slot, write, (2 << 20) - 65_536, small).0, Ok(()));
+        assert_eq!(bench.read(slot, (2 << 20) - 65_536, 65_536), [3; 65_536]);
+        bench.engine.detach(slot);
+        let mounted = std::ffi::CString::new(folder.0.to_str().unwrap()).unwrap();
+        // SAFETY: the path ends in a zero byte.
+        unsafe { libc::umount2(mounted.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
 #[test]
 fn operations_without_extent_succeed_and_absurd_ones_do_not() {
     for mut bench in benches() {

@@ -130,6 +130,11 @@ fn broken_h2c_data() {
     let (mut link, ttag) = start();
     let pdu = link.host.h2c_data(9, ttag, 0, &[], false);
     assert_eq!(link.refused(&pdu), (Fes::InvalidHeaderField, 16));
+    // Data that was sent before is no continuation either.
+    let (mut link, ttag) = start();
+    link.feed(&link.host.h2c_data(9, ttag, 0, &data[..8192], false));
+    let overlap = link.host.h2c_data(9, ttag, 4096, &data[..8192], false);
+    assert_eq!(link.refused(&overlap), (Fes::PduSequenceError, 0));
     // The end must say so, and a second answer to the same R2T has no tag.
     let (mut link, ttag) = start();
     link.feed(&link.host.h2c_data(9, ttag, 0, &data[..8192], false));
