@@ -1,1 +1,21 @@
 //! Deterministic simulator: production reactors, bdevs and target over a seeded world.
+//!
+//! See the README beside this crate for what is simulated and how to run a failing seed again.
+
+#![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod load;
+pub mod model;
+pub mod net;
+mod park;
+pub mod platform;
+pub mod seeds;
+pub mod sim;
+pub mod trace;
+pub mod world;
+
+pub use bdev::conformance::Rng;
+pub use model::Model;
+pub use sim::Sim;
+pub use world::{Actor, World, WorldConfig};

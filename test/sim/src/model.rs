@@ -1,0 +1,534 @@
+//! What a device may answer: a register a block, shared by any number of writers.
+//!
+//! Every write carries a *stamp* of its own, and fills each block with a pattern of stamp and block address, so a block's
+//! contents say which write they are of, and that they are whole and in their place. For each block the model keeps the
+//! writes whose contents a read may still find.
+//!
+//! # Rules
+//! Moments are counts of events. A write has a moment `invoked`, a moment `done` at which it is known to have taken effect
+//! (its acknowledgement, or the end of a read that has seen it; never for a failed one) and a moment `before`: every write
+//! invoked after it is ordered after this one. Usually both are the same. Write *b* hides write *a* from a read that began
+//! after `b.done` when `b.invoked > a.before`.
+//!
+//! A compare-and-write that succeeded against the contents of *a* is ordered directly behind it: its `before` is that of
+//! *a*. So when another write came between its halves, a read will find what it must not.
+//!
+//! # Power failure
+//! A write is *kept* once a flush was invoked after its acknowledgement and acknowledged itself, or if it was durable by
+//! itself. After a power failure a read may find any write that no kept write hides; what the first read finds then stays.
+
+use std::collections::BTreeMap;
+
+use bdev::conformance::Rng;
+
+/// Contents of a block: zeroes, or the stamp of a write.
+pub type Stamp = u64;
+
+const NEVER: u64 = u64::MAX;
+
+#[derive(Clone, Debug)]
+struct Write {
+    stamp: Stamp,
+    invoked: u64,
+    done: u64,
+    before: u64,
+    /// When it was acknowledged.
+    acked: u64,
+    /// Since when it survives a power failure.
+    kept: u64,
+    /// It is outstanding: `done` may still come.
+    open: bool,
+    token: u64,
+    /// The first of the writes that compare-and-writes have replaced one after another, and the place among them.
+    chain: (u64, u64),
+    /// Contents that may have survived a power failure, of which only one did.
+    ambiguous: bool,
+}
+
+impl Write {
+    /// Whether it is certainly ordered after `other`.
+    fn is_after(&self, other: &Write) -> bool {
+        if self.chain.0 == other.chain.0 { self.chain.1 > other.chain.1 } else { self.invoked > other.before }
+    }
+}
+
+/// One device's blocks.
+#[derive(Debug)]
+pub struct Model {
+    block_size: usize,
+    moment: u64,
+    next_token: u64,
+    blocks: Vec<Vec<Write>>,
+    /// Reads, compares and compare-and-writes under way, by token, with the moment they began.
+    readers: BTreeMap<u64, u64>,
+    /// Whether completed writes need a flush to survive.
+    volatile: bool,
+    /// What a compare-and-write replaced, for finding two that replaced the same.
+    replaced: BTreeMap<(u64, Stamp), Stamp>,
+}
+
+/// A write under way. Give it back to [`Model::wrote`] or [`Model::lost`].
+#[derive(Clone, Copy, Debug)]
+pub struct WriteToken(u64);
+
+/// A read under way.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadToken {
+    token: u64,
+    began: u64,
+}
+
+/// The pattern of a block.
+pub fn fill(stamp: Stamp, lba: u64, block: &mut [u8]) {
+    if stamp == 0 {
+        block.fill(0);
+        return;
+    }
+    let mut rng = Rng::new(stamp ^ lba.rotate_left(32));
+    block[..8].copy_from_slice(&stamp.to_le_bytes());
+    block[8..16].copy_from_slice(&lba.to_le_bytes());
+    // Each eighth of a block is its own: a part of another write shows.
+    let eighth = block.len() / 8;
+    for (n, part) in block.chunks_mut(eighth).enumerate() {
+        let word = rng.next_u64().to_le_bytes();
+        let from = if n == 0 { 16 } else { 0 };
+        for chunk in part[from..].chunks_mut(8) {
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
+}
+
+/// The payload of a write of `stamp` to blocks from `lba`.
+pub fn payload(stamp: Stamp, lba: u64, blocks: u64, block_size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; blocks as usize * block_size];
+    for (n, block) in bytes.chunks_mut(block_size).enumerate() {
+        fill(stamp, lba + n as u64, block);
+    }
+    bytes
+}
+
+impl Model {
+    /// A device of `blocks` blocks of zeroes; `volatile`: it has a write cache.
+    pub fn new(blocks: u64, block_size: u32, volatile: bool) -> Model {
+        let mut model = Model {
+            block_size: block_size as usize,
+            moment: 1,
+            next_token: 0,
+            blocks: Vec::new(),
+            readers: BTreeMap::new(),
+            volatile,
+            replaced: BTreeMap::new(),
+        };
+        model.set_len(blocks);
+        model
+    }
+
+    /// Blocks there are.
+    pub fn len(&self) -> u64 {
+        self.blocks.len() as u64
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Bytes in a block.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// The device has another size; new blocks read as zeroes. Nothing may be outstanding on blocks that go.
+    pub fn set_len(&mut self, blocks: u64) {
+        let zero = Write {
+            stamp: 0,
+            invoked: 0,
+            done: 0,
+            before: 0,
+            acked: 0,
+            kept: 0,
+            open: false,
+            token: 0,
+            chain: (0, 0),
+            ambiguous: false,
+        };
+        self.blocks.resize(blocks as usize, vec![zero]);
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    fn draw(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    /// A stamp that no write had.
+    pub fn stamp(&mut self) -> Stamp {
+        self.draw()
+    }
+
+    /// A write of `stamp` (0: zeroes) begins.
+    pub fn write(&mut self, stamp: Stamp, lba: u64, blocks: u64) -> WriteToken {
+        let token = self.draw();
+        let invoked = self.tick();
+        for block in &mut self.blocks[lba as usize..(lba + blocks) as usize] {
+            block.push(Write {
+                stamp,
+                invoked,
+                done: NEVER,
+                before: NEVER,
+                acked: NEVER,
+                kept: NEVER,
+                open: true,
+                token,
+                chain: (token, 0),
+                ambiguous: false,
+            });
+        }
+        WriteToken(token)
+    }
+
+    /// A write has succeeded; `durable`: it asked to survive a power failure by itself.
+    pub fn wrote(&mut self, token: WriteToken, lba: u64, blocks: u64, durable: bool) {
+        let now = self.tick();
+        let volatile = self.volatile;
+        for n in lba..(lba + blocks).min(self.len()) {
+            let block = &mut self.blocks[n as usize];
+            if let Some(write) = block.iter_mut().find(|write| write.token == token.0) {
+                write.open = false;
+                write.done = write.done.min(now);
+                write.before = write.before.min(now);
+                write.acked = now;
+                if durable || !volatile {
+                    write.kept = now;
+                }
+            }
+            self.prune(n);
+        }
+    }
+
+    /// A write has failed, or nobody will ever know: it may have had its effect, or have it later.
+    pub fn lost(&mut self, token: WriteToken, lba: u64, blocks: u64) {
+        for n in lba..(lba + blocks).min(self.len()) {
+            let write = self.blocks[n as usize].iter_mut().find(|write| write.token == token.0);
+            write.into_iter().for_each(|write| write.open = false);
+        }
+    }
+
+    /// A write that certainly has had and will have no effect.
+    pub fn refused(&mut self, token: WriteToken, lba: u64, blocks: u64) {
+        for n in lba..(lba + blocks).min(self.len()) {
+            self.blocks[n as usize].retain(|write| write.token != token.0);
+        }
+    }
+
+    /// Something that sees contents begins.
+    pub fn read(&mut self) -> ReadToken {
+        let token = self.draw();
+        let began = self.tick();
+        self.readers.insert(token, began);
+        ReadToken { token, began }
+    }
+
+    /// It has failed or will never be known.
+    pub fn read_lost(&mut self, read: ReadToken) {
+        self.readers.remove(&read.token);
+    }
+
+    /// A read has brought `bytes`.
+    ///
+    /// # Errors
+    /// What cannot be.
+    pub fn was_read(&mut self, read: ReadToken, lba: u64, bytes: &[u8]) -> Result<(), String> {
+        let now = self.tick();
+        let size = self.block_size;
+        for (n, bytes) in bytes.chunks(size).enumerate() {
+            self.see(read.began, now, lba + n as u64, bytes)?;
+        }
+        self.readers.remove(&read.token);
+        (lba..lba + (bytes.len() / size) as u64).for_each(|n| self.prune(n));
+        Ok(())
+    }
+
+    fn see(&mut self, began: u64, now: u64, lba: u64, bytes: &[u8]) -> Result<Stamp, String> {
+        let stamp = u64::from_le_bytes(bytes[..8].try_into().map_err(|_| "a block is short")?);
+        let mut wanted = vec![0; self.block_size];
+        fill(stamp, lba, &mut wanted);
+        let block = &mut self.blocks[lba as usize];
+        if wanted != bytes {
+            let at = (0..bytes.len()).find(|&at| wanted[at] != bytes[at]).unwrap_or(0);
+            return Err(format!(
+                "block {lba} is not whole, or of another place: byte {at} is not of write {stamp}: {block:?}"
+            ));
+        }
+        let hidden = |a: &Write| block.iter().any(|b| b.is_after(a) && b.done < began);
+        let seen: Vec<u64> =
+            block.iter().filter(|write| write.stamp == stamp && !hidden(write)).map(|write| write.token).collect();
+        match seen[..] {
+            [] => Err(format!(
+                "block {lba} has write {stamp}, which it cannot have for a read from {began} to {now}: {block:?}"
+            )),
+            [one] => {
+                let write = block.iter_mut().find(|write| write.token == one).expect("it was just found");
+                write.done = write.done.min(now);
+                write.before = write.before.min(now);
+                if write.ambiguous {
+                    block.retain(|write| !write.ambiguous || write.token == one);
+                }
+                Ok(stamp)
+            }
+            // Several writes of zeroes: which one it was is not known.
+            _ => Ok(stamp),
+        }
+    }
+
+    /// Forgets writes that no read can find any more, nor one after a power failure.
+    fn prune(&mut self, lba: u64) {
+        let oldest = self.readers.values().copied().min().unwrap_or(NEVER - 1);
+        let block = &mut self.blocks[lba as usize];
+        if block.len() < 2 {
+            return;
+        }
+        let hidden = |a: &Write| {
+            let gone = |b: &Write| b.is_after(a) && b.done < oldest && b.kept < oldest;
+            !a.open && block.iter().any(gone)
+        };
+        let keep: Vec<bool> = block.iter().map(|write| !hidden(write)).collect();
+        let mut keep = keep.into_iter();
+        block.retain(|_| keep.next().unwrap_or(true));
+    }
+
+    /// A flush begins; its moment goes to [`Model::flushed`].
+    pub fn flush(&mut self) -> u64 {
+        self.tick()
+    }
+
+    /// The flush that began at `began` has succeeded.
+    pub fn flushed(&mut self, began: u64) {
+        let now = self.tick();
+        for lba in 0..self.len() {
+            for write in &mut self.blocks[lba as usize] {
+                if write.acked < began {
+                    write.kept = write.kept.min(now);
+                }
+            }
+            self.prune(lba);
+        }
+    }
+
+    /// A compare with the blocks' contents of `stamps` has succeeded.
+    ///
+    /// # Errors
+    /// When it should not have.
+    pub fn was_equal(&mut self, read: ReadToken, lba: u64, expected: &[u8]) -> Result<(), String> {
+        self.was_read(read, lba, expected).map_err(|error| format!("a compare succeeded: {error}"))
+    }
+
+    /// A compare has found a difference.
+    ///
+    /// # Errors
+    /// When there can be none.
+    pub fn was_different(&mut self, read: ReadToken, lba: u64, expected: &[u8]) -> Result<(), String> {
+        self.readers.remove(&read.token);
+        let mut wanted = vec![0; self.block_size];
+        let mut sure = true;
+        for (n, bytes) in expected.chunks(self.block_size).enumerate() {
+            let lba = lba + n as u64;
+            let block = &self.blocks[lba as usize];
+            // Only what hides nothing and is hidden by nothing is sure; several candidates are not.
+            let only = (block.len() == 1).then(|| block[0].stamp);
+            sure &= only.is_some_and(|stamp| {
+                fill(stamp, lba, &mut wanted);
+                wanted == bytes
+            });
+        }
+        if sure {
+            return Err(format!("a compare of blocks from {lba} failed against the only contents they can have"));
+        }
+        Ok(())
+    }
+
+    /// A compare-and-write of `stamp` has replaced `expected`.
+    ///
+    /// # Errors
+    /// When it cannot have.
+    pub fn replaced(
+        &mut self,
+        read: ReadToken,
+        token: WriteToken,
+        lba: u64,
+        expected: &[u8],
+        stamp: Stamp,
+        durable: bool,
+    ) -> Result<(), String> {
+        let now = self.tick();
+        let blocks = (expected.len() / self.block_size) as u64;
+        for (n, bytes) in expected.chunks(self.block_size).enumerate() {
+            let lba = lba + n as u64;
+            let old = self.see(read.began, now, lba, bytes).map_err(|e| format!("compare-and-write succeeded: {e}"))?;
+            if old == 0 {
+                continue;
+            }
+            if let Some(other) = self.replaced.insert((lba, old), stamp) {
+                return Err(format!("writes {other} and {stamp} have both replaced {old} in block {lba}"));
+            }
+            let block = &mut self.blocks[lba as usize];
+            let found = block.iter().find(|write| write.stamp == old).map(|write| (write.before, write.chain));
+            if let Some((before, (chain, place))) = found
+                && let Some(write) = block.iter_mut().find(|write| write.token == token.0)
+            {
+                write.before = write.before.min(before);
+                write.chain = (chain, place + 1);
+            }
+        }
+        self.readers.remove(&read.token);
+        self.wrote(token, lba, blocks, durable);
+        Ok(())
+    }
+
+    /// Everything that was ever submitted has ended, and will have no effect from here on.
+    pub fn settled(&mut self) {
+        let now = self.tick();
+        self.readers.clear();
+        for lba in 0..self.len() {
+            for write in &mut self.blocks[lba as usize] {
+                write.open = false;
+                write.before = write.before.min(now);
+            }
+            self.prune(lba);
+        }
+    }
+
+    /// The power has failed, and the device is back.
+    pub fn crashed(&mut self) {
+        let now = self.tick();
+        self.readers.clear();
+        self.replaced.clear();
+        for block in &mut self.blocks {
+            let hidden: Vec<bool> = block.iter().map(|a| block.iter().any(|b| b.is_after(a) && b.kept < now)).collect();
+            let mut hidden = hidden.into_iter();
+            block.retain(|_| !hidden.next().unwrap_or(false));
+            for write in block.iter_mut() {
+                write.open = false;
+                write.done = NEVER;
+                write.before = now;
+                write.acked = now;
+                write.kept = now;
+                write.ambiguous = true;
+                write.chain = (write.token, 0);
+            }
+        }
+    }
+
+    /// A stamp that the block may have, for a compare that has a chance.
+    pub fn guess(&self, lba: u64) -> Stamp {
+        self.blocks[lba as usize].last().map_or(0, |write| write.stamp)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(stamp: Stamp, lba: u64) -> Vec<u8> {
+        payload(stamp, lba, 1, 512)
+    }
+
+    fn model() -> Model {
+        Model::new(4, 512, true)
+    }
+
+    #[test]
+    fn a_read_finds_the_last_write_or_one_under_way() {
+        let mut model = model();
+        let (a, b) = (model.stamp(), model.stamp());
+        let first = model.write(a, 0, 1);
+        model.wrote(first, 0, 1, false);
+        let second = model.write(b, 0, 1);
+        for stamp in [a, b, b] {
+            let read = model.read();
+            model.was_read(read, 0, &block(stamp, 0)).unwrap();
+        }
+        // Once it was seen the older one is gone.
+        let read = model.read();
+        assert!(model.was_read(read, 0, &block(a, 0)).is_err());
+        model.wrote(second, 0, 1, false);
+        let read = model.read();
+        assert!(model.was_read(read, 0, &block(0, 0)).is_err());
+        let read = model.read();
+        assert!(model.was_read(read, 1, &block(b, 0)).is_err(), "of another place");
+        let mut torn = block(b, 0);
+        torn[256..].copy_from_slice(&block(a, 0)[256..]);
+        let read = model.read();
+        assert!(model.was_read(read, 0, &torn).is_err());
+    }
+
+    #[test]
+    fn a_failed_write_may_take_effect_later() {
+        let mut model = model();
+        let (a, b) = (model.stamp(), model.stamp());
+        let lost = model.write(a, 0, 1);
+        model.lost(lost, 0, 1);
+        let token = model.write(b, 0, 1);
+        model.wrote(token, 0, 1, false);
+        let read = model.read();
+        model.was_read(read, 0, &block(a, 0)).unwrap();
+        model.settled();
+        let token = model.write(b, 0, 1);
+        model.wrote(token, 0, 1, false);
+        let read = model.read();
+        assert!(model.was_read(read, 0, &block(a, 0)).is_err());
+    }
+
+    #[test]
+    fn what_was_flushed_survives() {
+        let mut model = model();
+        let (a, b) = (model.stamp(), model.stamp());
+        let token = model.write(a, 0, 1);
+        model.wrote(token, 0, 1, false);
+        let flush = model.flush();
+        model.flushed(flush);
+        let token = model.write(b, 0, 1);
+        model.wrote(token, 0, 1, false);
+        model.crashed();
+        let read = model.read();
+        assert!(model.was_read(read, 0, &block(0, 0)).is_err());
+        let read = model.read();
+        model.was_read(read, 0, &block(a, 0)).unwrap();
+        let read = model.read();
+        assert!(model.was_read(read, 0, &block(b, 0)).is_err(), "the first read has decided");
+    }
+
+    #[test]
+    fn a_write_between_the_halves_of_a_compare_and_write_shows() {
+        let mut model = model();
+        let (a, b, c) = (model.stamp(), model.stamp(), model.stamp());
+        let token = model.write(a, 0, 1);
+        model.wrote(token, 0, 1, false);
+        let read = model.read();
+        let swap = model.write(b, 0, 1);
+        let between = model.write(c, 0, 1);
+        model.wrote(between, 0, 1, false);
+        model.replaced(read, swap, 0, &block(a, 0), b, false).unwrap();
+        // `c` was invoked after `a` was done, so it is ordered behind `b`, and is there now.
+        let read = model.read();
+        assert!(model.was_read(read, 0, &block(b, 0)).is_err());
+        let read = model.read();
+        model.was_read(read, 0, &block(c, 0)).unwrap();
+    }
+
+    #[test]
+    fn two_cannot_replace_the_same() {
+        let mut model = model();
+        let (a, b, c) = (model.stamp(), model.stamp(), model.stamp());
+        let token = model.write(a, 0, 1);
+        model.wrote(token, 0, 1, false);
+        let (first, second) = (model.write(b, 0, 1), model.write(c, 0, 1));
+        let (r1, r2) = (model.read(), model.read());
+        model.replaced(r1, first, 0, &block(a, 0), b, false).unwrap();
+        assert!(model.replaced(r2, second, 0, &block(a, 0), c, false).is_err());
+    }
+}

@@ -1,0 +1,237 @@
+//! The simulated machine: clock, events, random numbers, and what its network and disks hold.
+//!
+//! Everything that happens by itself (a segment arrives, a disk operation ends, a timer fires) is an [`Event`] in one
+//! queue ordered by time and then by number, so a run is decided by its seed alone. Locks are there because the seams ask
+//! for `Send + Sync`; one thread takes them.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use bdev::conformance::Rng;
+use reactor::{Clock, Instant};
+
+use crate::disk::{DiskEvent, Disks};
+use crate::net::{Net, NetEvent};
+use crate::park::Parks;
+use crate::trace;
+
+/// Something that will happen.
+pub(crate) enum Event {
+    Net(NetEvent),
+    Disk(DiskEvent),
+    Timer(u64),
+}
+
+struct Entry {
+    at: u64,
+    number: u64,
+    event: Event,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        self.number == other.number
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Entry) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Entry) -> std::cmp::Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
+    }
+}
+
+/// What is to happen, in order.
+#[derive(Default)]
+pub(crate) struct Agenda {
+    pub(crate) now: u64,
+    next: u64,
+    entries: BinaryHeap<Reverse<Entry>>,
+}
+
+impl Agenda {
+    pub(crate) fn at(&mut self, at: u64, event: Event) {
+        self.next += 1;
+        self.entries.push(Reverse(Entry { at: at.max(self.now), number: self.next, event }));
+    }
+
+    pub(crate) fn after(&mut self, delay_ns: u64, event: Event) {
+        self.at(self.now.saturating_add(delay_ns), event);
+    }
+}
+
+/// What the seams share.
+pub(crate) struct State {
+    pub(crate) rng: Rng,
+    pub(crate) agenda: Agenda,
+    pub(crate) net: Net,
+    pub(crate) disks: Disks,
+    pub(crate) parks: Parks,
+    timers: BTreeMap<u64, Waker>,
+    next_timer: u64,
+}
+
+impl State {
+    /// A number from `range.0` to `range.1`, mostly near the lower end.
+    pub(crate) fn skewed(rng: &mut Rng, range: (u64, u64)) -> u64 {
+        let span = range.1.saturating_sub(range.0) + 1;
+        let top = match rng.below(8) {
+            0 => span,
+            1 | 2 => span.div_ceil(4),
+            _ => span.div_ceil(16),
+        };
+        range.0 + rng.below(top)
+    }
+}
+
+/// The simulated machine.
+pub struct Sim {
+    now: AtomicU64,
+    state: Mutex<State>,
+    /// The power is off: nothing that is still dropped has to keep any rule.
+    off: AtomicBool,
+}
+
+impl Sim {
+    /// A machine with empty disks.
+    pub fn new(seed: u64) -> Arc<Sim> {
+        Sim::with_disks(seed, 1_000_000, Disks::default())
+    }
+
+    fn with_disks(seed: u64, now: u64, disks: Disks) -> Arc<Sim> {
+        let state = State {
+            rng: Rng::new(seed ^ 0x5eed_0f51),
+            agenda: Agenda { now, ..Agenda::default() },
+            net: Net::default(),
+            disks,
+            parks: Parks::default(),
+            timers: BTreeMap::new(),
+            next_timer: 0,
+        };
+        trace::set_now(now);
+        Arc::new(Sim { now: AtomicU64::new(now), state: Mutex::new(state), off: AtomicBool::new(false) })
+    }
+
+    /// Cuts the power: whatever is called on this machine afterwards has no effect. Returns the same machine switched on
+    /// again, with what its disks kept.
+    pub fn power_cycle(self: &Arc<Sim>, seed: u64) -> Arc<Sim> {
+        self.off.store(true, Ordering::Release);
+        let mut state = self.lock();
+        let state = &mut *state;
+        let disks = state.disks.crash(&mut state.rng);
+        trace::event("power cycle", seed, 0, 0);
+        Sim::with_disks(seed, self.now.load(Ordering::Acquire) + 1_000_000_000, disks)
+    }
+
+    /// Everything that is dropped from here on need not keep the rules of teardown.
+    pub fn power_off(&self) {
+        self.off.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_off(&self) -> bool {
+        self.off.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets `change` at the network's rules.
+    pub fn net<R>(&self, change: impl FnOnce(&mut crate::net::NetRules) -> R) -> R {
+        change(&mut self.lock().net.rules)
+    }
+
+    /// Lets `change` at the disks' rules.
+    pub fn disk<R>(&self, change: impl FnOnce(&mut crate::disk::DiskRules) -> R) -> R {
+        change(&mut self.lock().disks.rules)
+    }
+
+    /// Breaks up to `count` connections that are up, chosen by the seed; returns how many broke.
+    pub fn break_connections(&self, count: usize) -> usize {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.net.break_some(count, &mut state.rng, &mut state.agenda)
+    }
+
+    /// Connections from now on and half of those that are up lose everything silently.
+    pub fn silence_some(&self) -> usize {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.net.silence_some(&mut state.rng)
+    }
+
+    /// Ends of connections that somebody holds.
+    pub fn open_sockets(&self) -> usize {
+        self.lock().net.open_ends()
+    }
+
+    /// A random number of this machine.
+    pub fn random(&self) -> u64 {
+        self.lock().rng.next_u64()
+    }
+
+    /// Moves the clock forward by `by_ns` and lets everything happen that is due; returns how much that was.
+    pub(crate) fn advance(&self, by_ns: u64) -> usize {
+        let now = self.now.fetch_add(by_ns, Ordering::AcqRel) + by_ns;
+        trace::set_now(now);
+        let mut fired = Vec::new();
+        let mut count = 0;
+        {
+            let mut state = self.lock();
+            let state = &mut *state;
+            state.agenda.now = now;
+            while state.agenda.entries.peek().is_some_and(|entry| entry.0.at <= now) {
+                let Some(Reverse(entry)) = state.agenda.entries.pop() else { break };
+                count += 1;
+                match entry.event {
+                    Event::Net(event) => state.net.happen(event, &mut state.rng, &mut state.agenda, &mut state.parks),
+                    Event::Disk(event) => {
+                        state.disks.happen(event, &mut state.rng, &mut state.agenda, &mut state.parks)
+                    }
+                    Event::Timer(timer) => fired.extend(state.timers.remove(&timer)),
+                }
+            }
+        }
+        fired.into_iter().for_each(Waker::wake);
+        count
+    }
+
+    /// When the next thing happens by itself.
+    pub(crate) fn next_event(&self) -> Option<Instant> {
+        self.lock().agenda.entries.peek().map(|entry| Instant(entry.0.at))
+    }
+
+    pub(crate) fn timer(&self, at: Instant, waker: Waker) -> u64 {
+        let mut state = self.lock();
+        state.next_timer += 1;
+        let timer = state.next_timer;
+        state.timers.insert(timer, waker);
+        state.agenda.at(at.0, Event::Timer(timer));
+        timer
+    }
+
+    /// Time since the machine's origin.
+    pub fn uptime(&self) -> Duration {
+        Duration::from_nanos(self.now.load(Ordering::Acquire))
+    }
+}
+
+impl Clock for Sim {
+    fn now(&self) -> Instant {
+        Instant(self.now.load(Ordering::Acquire))
+    }
+}
+
+impl std::fmt::Debug for Sim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sim").field("now", &self.now).finish_non_exhaustive()
+    }
+}
