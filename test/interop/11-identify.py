@@ -47,7 +47,7 @@ def logs(t, name, device, block):
     after = t.nvme(f"smart-log /dev/{name}")
     if t.target.name == "ringstone":
         for counter in ("host_read_commands", "host_write_commands"):
-            t.check(after[counter] > before[counter], f"{counter} stayed at {before[counter]}")
+            t.check(int(after[counter]) > int(before[counter]), f"{counter} stayed at {before[counter]}")
     end = (MIB << 20) // block
     t.refused(f"nvme read {device} --start-block={end} --block-count=0 --data-size={block} --data=/dev/null",
               "LBA_RANGE|LBA Out of Range|Capacity Exceeded")

@@ -148,7 +148,18 @@ enum Work {
         to_host: bool,
         /// The slot of the first half of a fused operation, completed together with this one.
         fused_with: Option<u16>,
+        /// The command, for the error log.
+        origin: Origin,
     },
+}
+
+/// What the error log says of a command.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    cid: u16,
+    opcode: u8,
+    nsid: u32,
+    lba: u64,
 }
 
 struct Qp {
@@ -430,6 +441,13 @@ impl PollGroup {
                 _ => {}
             }
         }
+        // Errors of I/O queues may be news for their hosts.
+        let admins: Vec<usize> = self.admin_queues().collect();
+        admins.into_iter().for_each(|index| self.send_events(index));
+    }
+
+    fn admin_queues(&self) -> impl Iterator<Item = usize> {
+        self.qpairs.iter().filter(|(_, qp)| !qp.closed && matches!(qp.role, Role::Admin(_))).map(|(index, _)| index)
     }
 
     /// Tells controllers that were disabled once their I/O queues are gone, on whichever reactors those were.

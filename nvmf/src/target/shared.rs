@@ -121,6 +121,14 @@ impl ControllerTable {
         self.lock().by_id.values().filter(|controller| controller.subnqn == subnqn).map(Arc::clone).collect()
     }
 
+    /// Whether commands of an association of this host that is over may still be executing. A new one must wait: a write of
+    /// the old could land behind one of the new (Base 9.6).
+    pub fn is_draining(&self, subnqn: &str, hostid: &[u8; 16]) -> bool {
+        let table = self.lock();
+        let mut controllers = table.by_id.values().filter(|c| c.subnqn == subnqn && c.hostid == *hostid);
+        controllers.any(|controller| controller.is_dead() && !controller.io_queues().is_empty())
+    }
+
     /// Takes a controller out when its last queue has closed.
     pub fn remove(&self, controller: &ControllerShared) {
         self.lock().by_id.remove(&(controller.subnqn.clone(), controller.cntlid));

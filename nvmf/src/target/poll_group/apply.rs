@@ -30,12 +30,7 @@ impl PollGroup {
         self.update_subsystems(&mut runtime.borrow_mut());
         self.end_refused();
         let view = Arc::clone(&self.view);
-        let admins: Vec<usize> = self
-            .qpairs
-            .iter()
-            .filter(|(_, qp)| !qp.closed && matches!(qp.role, Role::Admin(_)))
-            .map(|(i, _)| i)
-            .collect();
+        let admins: Vec<usize> = self.admin_queues().collect();
         for index in admins {
             if let Role::Admin(admin) = &mut self.qpairs[index].role {
                 admin.controller.target_changed(Arc::clone(&view));

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bdev::core::{Completion, IoRequest, IoRuntime, IoTag};
 use reactor::{Buffers, Context};
 
-use super::{HeldFused, LocalNamespace, PollGroup, Role, Work};
+use super::{HeldFused, LocalNamespace, Origin, PollGroup, Role, Work};
 use crate::spec::command::NSID_ALL;
 use crate::spec::opcode::FABRICS;
 use crate::spec::{Cqe, FabricsCommand, IoCommand, Sqe, Status};
-use crate::target::controller::{Admin, AdminEnv, Effect};
+use crate::target::controller::{Admin, AdminEnv, Effect, ErrorRecord};
 use crate::target::io::{self, Piece, Plan};
 use crate::target::shared::ControllerShared;
 use crate::target::transport::{AbortOutcome, Event};
@@ -60,9 +60,10 @@ impl PollGroup {
         self.want_flush(index);
     }
 
-    /// Completes a command that was not submitted.
-    fn finish(&mut self, runtime: &mut IoRuntime, at: At, status: Status, data: Buffers) {
+    /// Completes an I/O command that was not submitted.
+    fn finish(&mut self, runtime: &mut IoRuntime, at: At, origin: Origin, status: Status, data: Buffers) {
         runtime.pool().put(data);
+        self.note_error(at.index, origin, status);
         self.complete(at.index, at.slot, Cqe::new(at.cid, status), None);
     }
 
@@ -206,12 +207,14 @@ impl PollGroup {
         let second = matches!(command, Ok(IoCommand::Write { fused: true, .. }));
         let held = held.filter_or(second, at.seq, |alone| self.drop_fused(runtime, at.index, alone));
         let nsid = sqe.nsid.get();
+        let lba = u64::from(sqe.cdw10.get()) | u64::from(sqe.cdw11.get()) << 32;
+        let origin = Origin { cid: at.cid, opcode: sqe.opcode, nsid, lba };
         let found = command.and_then(|command| Ok((command, self.namespace(runtime, at.index, nsid)?)));
         let (command, namespace) = match found {
             Ok(found) => found,
             Err(status) => {
                 self.fail_fused(runtime, at.index, held);
-                return self.finish(runtime, at, status, data);
+                return self.finish(runtime, at, origin, status, data);
             }
         };
         let geometry = self.namespaces[namespace].view.geometry;
@@ -219,7 +222,7 @@ impl PollGroup {
             Ok(plan) => plan,
             Err(status) => {
                 self.fail_fused(runtime, at.index, held);
-                return self.finish(runtime, at, status, data);
+                return self.finish(runtime, at, origin, status, data);
             }
         };
         match command {
@@ -229,13 +232,13 @@ impl PollGroup {
                 return;
             }
             IoCommand::Write { fused: true, .. } => {
-                return self.execute_fused(runtime, at, nsid, namespace, &command, data, held);
+                return self.execute_fused(runtime, at, origin, namespace, &command, data, held);
             }
             _ => {}
         }
         self.count(at.index, &command, geometry.block_size);
         match plan {
-            Plan::Done => self.finish(runtime, at, Status::SUCCESS, data),
+            Plan::Done => self.finish(runtime, at, origin, Status::SUCCESS, data),
             Plan::One(piece) => {
                 let work = Work::Io {
                     namespace,
@@ -243,12 +246,13 @@ impl PollGroup {
                     status: Status::SUCCESS,
                     to_host: matches!(command, IoCommand::Read(_)),
                     fused_with: None,
+                    origin,
                 };
                 self.submit(runtime, at, namespace, work, piece, data);
             }
             Plan::Many(pieces) => {
                 runtime.pool().put(data);
-                self.submit_many(runtime, at, namespace, pieces);
+                self.submit_many(runtime, at, origin, namespace, pieces);
             }
         }
     }
@@ -316,9 +320,9 @@ impl PollGroup {
     }
 
     /// Submits the pieces of one command. At most 256, as the wire says.
-    fn submit_many(&mut self, runtime: &mut IoRuntime, at: At, namespace: usize, pieces: Vec<Piece>) {
+    fn submit_many(&mut self, runtime: &mut IoRuntime, at: At, origin: Origin, namespace: usize, pieces: Vec<Piece>) {
         let left = pieces.len() as u32;
-        let work = Work::Io { namespace, left, status: Status::SUCCESS, to_host: false, fused_with: None };
+        let work = Work::Io { namespace, left, status: Status::SUCCESS, to_host: false, fused_with: None, origin };
         for piece in pieces {
             self.submit(runtime, at, namespace, work, piece, Buffers::new());
         }
@@ -345,7 +349,7 @@ impl PollGroup {
         &mut self,
         runtime: &mut IoRuntime,
         at: At,
-        nsid: u32,
+        origin: Origin,
         namespace: usize,
         write: &IoCommand,
         mut data: Buffers,
@@ -353,9 +357,9 @@ impl PollGroup {
     ) {
         let geometry = self.namespaces[namespace].view.geometry;
         let Some(first) = first else {
-            return self.finish(runtime, at, Status::ABORTED_MISSING_FUSED, data);
+            return self.finish(runtime, at, origin, Status::ABORTED_MISSING_FUSED, data);
         };
-        let fused = match first.nsid == nsid {
+        let fused = match first.nsid == origin.nsid {
             true => io::fuse(&first.command, write, &geometry),
             false => Err(Status::INVALID_FIELD.dnr()),
         };
@@ -371,12 +375,13 @@ impl PollGroup {
                     status: Status::SUCCESS,
                     to_host: false,
                     fused_with: Some(first.at.0),
+                    origin,
                 };
                 self.submit(runtime, at, namespace, work, piece, joined);
             }
             Err(status) => {
                 self.fail_fused(runtime, at.index, Some(first));
-                self.finish(runtime, at, status, data);
+                self.finish(runtime, at, origin, status, data);
             }
         }
     }
@@ -391,14 +396,15 @@ impl PollGroup {
         assert_eq!(qp.generation, generation, "a queue pair stays in its place until its last operation has come back");
         qp.outstanding -= 1;
         self.pending_io -= 1;
-        let Work::Io { namespace, left, status, to_host, fused_with } = &mut qp.work[slot as usize] else {
+        let Work::Io { namespace, left, status, to_host, fused_with, origin } = &mut qp.work[slot as usize] else {
             unreachable!("an operation came back to a slot that has none")
         };
         *left -= 1;
         if status.is_success() {
             *status = io::status_of(completion.status());
         }
-        let (namespace, left, status, to_host, fused_with) = (*namespace, *left, *status, *to_host, *fused_with);
+        let (namespace, left, status, origin) = (*namespace, *left, *status, *origin);
+        let (to_host, fused_with) = (*to_host, *fused_with);
         let target = &mut self.namespaces[namespace];
         target.outstanding -= 1;
         if target.gone && target.outstanding == 0 {
@@ -419,6 +425,7 @@ impl PollGroup {
         if let (Role::Io(io), true) = (&mut qp.role, is_media_error(status)) {
             io.tally.media_errors += 1;
         }
+        self.note_error(index, origin, status);
         let data = (to_host && status.is_success()).then(|| completion.take_bufs());
         runtime.recycle(completion);
         if let Some(first) = fused_with {
@@ -433,6 +440,27 @@ impl PollGroup {
             return self.complete(index, slot, Cqe::new(0, two), None);
         }
         self.complete(index, slot, Cqe::new(0, status), data);
+    }
+}
+
+impl PollGroup {
+    /// Sends an error to the log of the queue's controller. A miscompare and an abort are answers, not errors.
+    fn note_error(&self, index: usize, origin: Origin, status: Status) {
+        let answer = [Status::SUCCESS, Status::COMPARE_FAILURE, Status::ABORT_REQUESTED];
+        if answer.iter().any(|answer| status.same_code(*answer)) {
+            return;
+        }
+        let Role::Io(io) = &self.qpairs[index].role else { return };
+        io.shared.record_error(ErrorRecord {
+            sqid: io.qid,
+            cid: origin.cid,
+            status,
+            opcode: origin.opcode,
+            nsid: origin.nsid,
+            lba: origin.lba,
+            // Which byte of the command was wrong is not known here.
+            pel: 0xffff,
+        });
     }
 }
 

@@ -131,6 +131,13 @@ impl PollGroup {
                 (Kind::Io, Some(Arc::clone(&view)), view.nqn.clone(), ids)
             }
         };
+        if kind == Kind::Io && self.table.is_draining(&subnqn, &data.hostid) {
+            return Err(ConnectError {
+                status: Status::CONNECT_CONTROLLER_BUSY,
+                parameter: None,
+                reason: "commands of the host's earlier association have not ended yet".into(),
+            });
+        }
         let incarnation = subsystem.as_ref().map_or(0, |view: &Arc<SubsystemView>| view.incarnation);
         let build = |cntlid| ControllerShared {
             cntlid,
@@ -269,10 +276,7 @@ impl PollGroup {
             if let Some(held) = io.fused.take() {
                 runtime.pool().put(held.data);
             }
-            io.shared.io_queues().remove(&io.qid);
-            let shared = Arc::clone(&io.shared);
             let subsystem = io.subsystem;
-            forget_controller_if_done(&self.table, &shared);
             self.leave_subsystem(&mut runtime, subsystem);
         }
         if self.qpairs[index].outstanding == 0 {
@@ -284,6 +288,12 @@ impl PollGroup {
     pub(super) fn forget_qpair(&mut self, index: usize) {
         let qp = self.qpairs.remove(index);
         debug_assert!(qp.closed && qp.outstanding == 0);
+        if let Role::Io(io) = &qp.role {
+            // Only now: as long as the queue is listed, its host is not connected anew, and so no write of the old
+            // association can land behind one of the new.
+            io.shared.io_queues().remove(&io.qid);
+            forget_controller_if_done(&self.table, &io.shared);
+        }
     }
 
     fn leave_subsystem(&mut self, runtime: &mut IoRuntime, key: usize) {
