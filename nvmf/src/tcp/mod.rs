@@ -39,4 +39,6 @@ pub mod wire_client;
 mod tests;
 
 pub use codec::{Fatal, Framing};
-pub use connection::{AbortOutcome, Alloc, Config, Connection, Event, Fault, Need, Negotiated, PeerDue};
+pub use connection::{
+    ADMIN_IN_CAPSULE_BYTES, AbortOutcome, Alloc, Config, Connection, Event, Fault, Need, Negotiated, PeerDue,
+};
