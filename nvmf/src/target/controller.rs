@@ -466,7 +466,7 @@ impl Controller {
                 false => Err(Status::AER_LIMIT_EXCEEDED.dnr().into()),
             },
             AdminCommand::KeepAlive => {
-                self.restart_timer(now);
+                self.keep_alive(now);
                 Ok(Step::DONE)
             }
             AdminCommand::Abort(_) if self.config.kind == Kind::Discovery => Err(Status::INVALID_OPCODE.dnr().into()),
@@ -643,7 +643,14 @@ impl Controller {
     /// Takes over a keep alive timeout that Set Features brought.
     pub(super) fn set_kato(&mut self, kato_ms: u32, now: Instant) {
         self.kato_ms = round_kato(kato_ms, &self.config.transport);
-        self.restart_timer(now);
+        self.keep_alive(now);
+    }
+
+    /// After a shutdown nothing prolongs the association.
+    fn keep_alive(&mut self, now: Instant) {
+        if self.is_enabled() {
+            self.restart_timer(now);
+        }
     }
 
     fn restart_timer(&mut self, now: Instant) {

@@ -590,6 +590,20 @@ fn who_never_enables_the_controller_does_not_keep_it() {
 }
 
 #[test]
+fn nothing_prolongs_an_association_after_a_shutdown() {
+    let mut bench = Bench::disabled(subsystem(), 5000);
+    bench.enable();
+    assert_eq!(bench.set_cc(CC_ENABLED | 1 << 14), Ok(Effect::ShutDown));
+    let deadline = Some(bench.now + ASSOCIATION_TIMEOUT);
+    bench.pass(ms(1000));
+    assert_eq!(bench.admin(sqe(admin::KEEP_ALIVE, 0, [0; 6]), 0).value(), 0);
+    bench.set_feature(0x0f, 60_000).ok();
+    assert_eq!(bench.controller.keep_alive_deadline(), deadline);
+    bench.pass(ASSOCIATION_TIMEOUT);
+    assert!(!bench.controller.check_keep_alive(bench.now));
+}
+
+#[test]
 fn a_discovery_controller_without_timeout_waits_two_minutes() {
     let mut bench = Bench::discovery(target(vec![subsystem()]), 0);
     bench.pass(DISCOVERY_ACTIVITY_TIMEOUT - ms(1));
