@@ -157,3 +157,6 @@ fn known_words(word: &str, words: &[&str]) -> String {
         None => format!("known are {}", words.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests;

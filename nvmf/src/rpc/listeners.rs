@@ -27,7 +27,7 @@ pub(super) const ADD: Method<NvmfSystem> = Method::new(
     Param::optional("secure_channel", Kind::Bool, "Not served: only false"),
     Param::optional("ana_state", Kind::Enum(ANA_STATES), "State of all ANA groups, default optimized"),
     Param::optional("sock_impl", Kind::Str, "Name of a socket implementation, kept; the reactor has its own"),
-    Param::optional("numa_id", Kind::I32, "Kept out: reactors decide who accepts"),
+    Param::optional("numa_id", Kind::I32, "Without effect: connections go where there is room"),
 ])
 .mutates();
 

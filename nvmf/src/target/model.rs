@@ -8,26 +8,29 @@
 //!   reactors can tell by identity what has not changed.
 //! - Incarnations are never reused, so that a subsystem or namespace that was deleted and made again is a new one.
 
+mod checks;
 pub mod error;
 pub mod names;
 pub mod options;
 mod save;
+mod shapes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use bdev::core::{BdevInfo, Geometry};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::view::{
     AnaState, DISCOVERY_NQN, DiscoveryFilter, ListenAddress, ListenerView, NamespaceView, Referral, SubsystemView,
     TargetView, TransportKind, TransportOptions,
 };
+use checks::{check_port, check_referral, free_nsid, no_listener, unique};
 pub use error::{ModelError, ModelErrorKind};
 use names::{MAX_MODEL_BYTES, MAX_SERIAL_BYTES, check_ascii, check_nqn, derived_serial};
 pub use save::ADMIN_CMD_PASSTHRU;
+pub use shapes::{address_json, hex, shown_namespace};
 
 /// Model number of a subsystem that was given none.
 pub const DEFAULT_MODEL_NUMBER: &str = "Ringstone Controller";
@@ -198,16 +201,21 @@ pub struct Model {
     shown: Shown,
 }
 
-/// What a discovery log shows of a subsystem: its NQN, the hosts that see it (`None`: all), its addresses and port ids.
-type Discoverable = (String, Option<Vec<String>>, Vec<(ListenAddress, u16)>);
-
 /// Everything that a discovery log depends on.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Shown {
     filter: DiscoveryFilter,
     referrals: Vec<Referral>,
-    /// By subsystem with a listener: who may connect (`None`: anybody), and where.
-    subsystems: Vec<Discoverable>,
+    /// The subsystems with a listener.
+    subsystems: Vec<ShownSubsystem>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct ShownSubsystem {
+    nqn: String,
+    /// Who may connect; `None`: anybody.
+    hosts: Option<Vec<String>>,
+    ports: Vec<(ListenAddress, u16)>,
 }
 
 /// Whether an NQN is one of the discovery service's: the well-known one, or the word that SPDK's client sends.
@@ -298,7 +306,7 @@ impl Model {
         let subsystems = listening.map(|view| {
             let hosts = (!view.allow_any_host).then(|| view.hosts.clone());
             let ports = view.listeners.iter().map(|listener| (listener.address.clone(), listener.port_id)).collect();
-            (view.nqn.clone(), hosts, ports)
+            ShownSubsystem { nqn: view.nqn.clone(), hosts, ports }
         });
         Shown {
             filter: self.settings.discovery_filter,
@@ -782,128 +790,5 @@ impl Model {
     }
 }
 
-fn check_port(field: &'static str, address: &ListenAddress) -> Result<(), ModelError> {
-    if address.trsvcid != 0 {
-        return Ok(());
-    }
-    let (reason, fix) =
-        ("hosts could not know which port that is", "give 1 to 65535; 4420 is NVMe's, 8009 discovery's");
-    Err(ModelError::invalid(field, "0", reason, fix))
-}
-
-fn check_referral(referral: &Referral) -> Result<(), ModelError> {
-    if referral.subnqn != DISCOVERY_NQN {
-        check_nqn("subnqn", &referral.subnqn)?;
-    }
-    let address: IpAddr = referral.address.traddr;
-    if address.is_unspecified() {
-        let reason = "hosts cannot connect to an unspecified address";
-        return Err(ModelError::invalid("address.traddr", address.to_string(), reason, "give the service's address"));
-    }
-    Ok(())
-}
-
-fn no_listener(nqn: &str, address: &ListenAddress, have: &[ListenAddress]) -> ModelError {
-    let have: Vec<String> = have.iter().take(16).map(|known| known.socket_addr().to_string()).collect();
-    let fix = match have.is_empty() {
-        true => "it listens nowhere".to_owned(),
-        false => format!("it listens on {}", have.join(", ")),
-    };
-    let reason = format!("{nqn} does not listen there");
-    ModelError::not_found("listen_address", address.socket_addr().to_string(), reason, fix)
-}
-
-fn free_nsid(view: &SubsystemView, wanted: u32) -> Result<u32, ModelError> {
-    let max = view.max_namespaces;
-    if wanted == 0 {
-        return (1..=max).find(|nsid| !view.namespaces.contains_key(nsid)).ok_or_else(|| {
-            let reason = format!("{} has {max} namespaces, as many as it was made for", view.nqn);
-            ModelError::full("namespace.nsid", wanted, reason, "create the subsystem with a larger max_namespaces")
-        });
-    }
-    if wanted > max {
-        let reason = format!("{} was made for namespaces 1 to {max}", view.nqn);
-        return Err(ModelError::invalid("namespace.nsid", wanted, reason, "choose one of these, or leave it out"));
-    }
-    match view.namespaces.get(&wanted) {
-        None => Ok(wanted),
-        Some(taken) => {
-            let reason = format!("taken by bdev '{}'", taken.bdev.name());
-            Err(ModelError::exists("namespace.nsid", wanted, reason, "choose another, or leave it out"))
-        }
-    }
-}
-
-/// Identifiers that hosts tell namespaces apart by must not be taken (Base 4.7.1).
-fn unique(view: &SubsystemView, new: &NamespaceView) -> Result<(), ModelError> {
-    for other in view.namespaces.values() {
-        let taken = |field, value: String| {
-            let reason = format!("namespace {} of {} has the same", other.nsid, view.nqn);
-            Err(ModelError::exists(field, value, reason, "give another: hosts take both for one device"))
-        };
-        if other.uuid == new.uuid {
-            return taken("namespace.uuid", new.uuid.to_string());
-        }
-        if other.nguid == new.nguid
-            && let Some(nguid) = &new.nguid
-        {
-            return taken("namespace.nguid", hex(nguid));
-        }
-        if other.eui64 == new.eui64
-            && let Some(eui64) = &new.eui64
-        {
-            return taken("namespace.eui64", hex(eui64));
-        }
-    }
-    for (field, value) in [
-        ("namespace.nguid", new.nguid.map(|nguid| nguid.to_vec())),
-        ("namespace.eui64", new.eui64.map(|eui64| eui64.to_vec())),
-        ("namespace.uuid", Some(new.uuid.as_bytes().to_vec())),
-    ] {
-        if let Some(bytes) = value.filter(|bytes| bytes.iter().all(|&byte| byte == 0)) {
-            let reason = "all zeroes mean that there is none";
-            return Err(ModelError::invalid(field, hex(&bytes), reason, "leave it out"));
-        }
-    }
-    Ok(())
-}
-
-/// Bytes in hexadecimal, upper case, as SPDK writes NGUID and EUI64.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02X}")).collect()
-}
-
-/// The object that RPCs show of an address.
-pub fn address_json(address: &ListenAddress) -> Value {
-    json!({
-        "trtype": address.trtype.name(),
-        "adrfam": address.adrfam(),
-        "traddr": address.traddr.to_string(),
-        "trsvcid": address.trsvcid.to_string(),
-    })
-}
-
-/// The object that `nvmf_subsystem_add_ns` takes for a namespace as it is.
-fn namespace_json(view: &SubsystemView, namespace: &NamespaceView) -> Map<String, Value> {
-    let mut all = Map::new();
-    all.insert("nsid".into(), json!(namespace.nsid));
-    all.insert("bdev_name".into(), json!(namespace.bdev.name()));
-    if let Some(nguid) = &namespace.nguid {
-        all.insert("nguid".into(), json!(hex(nguid)));
-    }
-    if let Some(eui64) = &namespace.eui64 {
-        all.insert("eui64".into(), json!(hex(eui64)));
-    }
-    all.insert("uuid".into(), json!(namespace.uuid));
-    if view.ana_reporting {
-        all.insert("anagrpid".into(), json!(namespace.anagrpid));
-    }
-    all
-}
-
-/// The object that `nvmf_get_subsystems` shows of a namespace.
-pub fn shown_namespace(view: &SubsystemView, namespace: &NamespaceView) -> Value {
-    let mut all = namespace_json(view, namespace);
-    all.insert("name".into(), json!(namespace.bdev.name()));
-    Value::Object(all)
-}
+#[cfg(test)]
+mod tests;

@@ -513,3 +513,8 @@ impl ConfigSource for NvmfSystem {
         self.state().model.save()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use schema::ConfigEntry;
 use serde_json::{Value, json};
 
-use super::{Model, Settings, Subsystem, address_json, namespace_json, options};
+use super::shapes::{address_json, namespace_json};
+use super::{Model, Settings, Subsystem, options};
 use crate::target::view::{AnaState, DISCOVERY_NQN, DiscoveryFilter, ListenAddress, ListenerView};
 
 impl Model {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use bdev::core::registry::OnEvent;
 use bdev::core::{BdevError, BdevEvent, ClaimKind, Descriptor};
 
-use super::{NvmfSystem, PATIENCE, Released, State, TargetError};
+use super::{Draining, NvmfSystem, PATIENCE, Released, State, TargetError};
 use crate::target::model::{Incarnation, NewNamespace};
 
 impl NvmfSystem {
@@ -23,26 +23,14 @@ impl NvmfSystem {
                 state.model.draw_incarnation()
             };
             let descriptor = system.open_device(&nqn, &name, incarnation)?;
-            let (nsid, draining) = system.edit(|state| {
-                let bdev = Arc::clone(descriptor.bdev());
-                // If its removal began after it was opened, the event may have come before there was a namespace to remove;
-                // if it begins after this, the event finds it.
-                if bdev.is_removing() {
-                    let source = BdevError::BeingRemoved { name: bdev.name().to_owned() };
-                    return Err(TargetError::Bdev { name, source });
-                }
-                let geometry = bdev.device().geometry();
-                let nsid = state.model.add_namespace(&nqn, &new, incarnation, &bdev, geometry)?;
-                state.descriptors.insert(incarnation, descriptor);
-                Ok((nsid, Released::new()))
-            })?;
+            let (nsid, draining) = system.enter_namespace(&nqn, &new, &name, incarnation, descriptor)?;
             system.announced(draining, format!("namespace {nsid} of {nqn} is added")).await?;
             Ok(nsid)
         })
         .await
     }
 
-    fn open_device(
+    pub(super) fn open_device(
         self: &Arc<Self>,
         nqn: &str,
         name: &str,
@@ -54,6 +42,29 @@ impl NvmfSystem {
         let descriptor = self.bdevs.open(name, true, &owner, on_event).map_err(refused)?;
         descriptor.claim(ClaimKind::ExclusiveWrite).map_err(refused)?;
         Ok(descriptor)
+    }
+
+    pub(super) fn enter_namespace(
+        &self,
+        nqn: &str,
+        new: &NewNamespace,
+        name: &str,
+        incarnation: Incarnation,
+        descriptor: Descriptor,
+    ) -> Result<(u32, Draining), TargetError> {
+        self.edit(|state| {
+            let bdev = Arc::clone(descriptor.bdev());
+            // If its removal began after it was opened, the event may have come before there was a namespace to remove; if
+            // it begins after this, the event finds it.
+            if bdev.is_removing() {
+                let source = BdevError::BeingRemoved { name: bdev.name().to_owned() };
+                return Err(TargetError::Bdev { name: name.to_owned(), source });
+            }
+            let geometry = bdev.device().geometry();
+            let nsid = state.model.add_namespace(nqn, new, incarnation, &bdev, geometry)?;
+            state.descriptors.insert(incarnation, descriptor);
+            Ok((nsid, Released::new()))
+        })
     }
 
     /// Removes a namespace under whatever load. Its device is closed when its I/O has ended.
