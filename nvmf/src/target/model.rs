@@ -205,6 +205,7 @@ pub struct Model {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Shown {
     filter: DiscoveryFilter,
+    discovery: Vec<ListenAddress>,
     referrals: Vec<Referral>,
     /// The subsystems with a listener.
     subsystems: Vec<ShownSubsystem>,
@@ -310,6 +311,7 @@ impl Model {
         });
         Shown {
             filter: self.settings.discovery_filter,
+            discovery: self.discovery.clone(),
             referrals: self.referrals.clone(),
             subsystems: subsystems.collect(),
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bdev::core::{BdevInfo, Geometry};
+use zerocopy::IntoBytes;
 
 use super::*;
 use crate::target::system::testing::{Rng, World};
@@ -30,9 +31,20 @@ fn model() -> Model {
     model
 }
 
-/// What a discovery log shows a host, built from the view alone.
+/// The logs that hosts read, by host and by where they came in.
+fn read(view: &TargetView) -> Vec<Vec<u8>> {
+    let hosts = ["nqn.2026-11.io.example:h0", "nqn.2026-11.io.example:h1", "nqn.2026-11.io.example:h2"];
+    let reads = hosts.iter().flat_map(|host| (0..4).map(move |port| (*host, tcp(port))));
+    let log = |(host, came_in): (&str, ListenAddress)| {
+        let entries = crate::target::discovery::entries(view, host, &came_in, came_in.traddr);
+        entries.iter().flat_map(|entry| entry.as_bytes().to_vec()).collect()
+    };
+    reads.map(log).collect()
+}
+
+/// Everything that a discovery log is made of, from the view alone.
 fn logs(view: &TargetView) -> String {
-    let mut text = format!("{:?} {:?}", view.discovery_filter, view.referrals);
+    let mut text = format!("{:?} {:?} {:?}", view.discovery_filter, view.discovery_listeners, view.referrals);
     for subsystem in view.subsystems.values().filter(|subsystem| !subsystem.listeners.is_empty()) {
         let hosts = if subsystem.allow_any_host { "any".into() } else { format!("{:?}", subsystem.hosts) };
         let ports = subsystem.listeners.iter().map(|listener| (&listener.address, listener.port_id));
@@ -150,7 +162,9 @@ fn random_edits_keep_the_rules() {
                     assert!(!error.reason.is_empty() && !error.fix.is_empty());
                 }
             }
-            assert_eq!(after.discovery_generation != before.discovery_generation, logs(&after) != logs(&before));
+            let newer = after.discovery_generation != before.discovery_generation;
+            assert_eq!(newer, logs(&after) != logs(&before));
+            assert!(newer || read(&after) == read(&before), "seed {seed}: hosts are not told of a change");
             assert!(changed || model.save() == saved, "seed {seed}: a change without a view");
             // Only one subsystem can have been touched: the others are the same.
             let touched = after
