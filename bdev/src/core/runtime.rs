@@ -744,6 +744,12 @@ impl IoRuntime {
         }
     }
 
+    /// Sends a message to another reactor with the next [`IoRuntime::flush`]; it waits in the outbox while that reactor's
+    /// mailbox is full. For messages that must arrive, whose number something else bounds.
+    pub fn post(&mut self, reactor: ReactorId, message: Message) {
+        self.outbox.push_back((reactor, message));
+    }
+
     /// Sends a message to another reactor's runtime; waits in the outbox while that reactor's mailbox is full. Bounded by
     /// the range locks and resets under way.
     pub(super) fn send_to(&mut self, reactor: ReactorId, work: impl FnOnce(&mut IoRuntime) + Send + 'static) {
@@ -755,7 +761,7 @@ impl IoRuntime {
             runtime.run();
             runtime.flush();
         });
-        self.outbox.push_back((reactor, message));
+        self.post(reactor, message);
     }
 
     fn poll(&mut self, now: Instant) -> Progress {

@@ -6,6 +6,7 @@ use zerocopy::FromBytes;
 
 use crate::spec::command::{BlockRange, Copy, CopyRange, DatasetManagement, DsmRange};
 use crate::spec::{IoCommand, Status};
+use crate::target::admin::copy_limits;
 
 /// One operation of the bdev layer that a command comes to.
 #[derive(Debug)]
@@ -28,6 +29,9 @@ pub(super) enum Plan {
 
 /// Largest number of ranges in one Copy that is reported (MSRC, a count).
 pub const MAX_COPY_RANGES: u16 = 16;
+
+/// Blocks of a fused Compare and Write, as Identify Controller reports them (ACWU, a count).
+const FUSED_BLOCKS: u32 = 1;
 
 /// Turns a command into operations on a device of this geometry. Shortens `data` where the SGL names more than the
 /// command moves.
@@ -120,7 +124,8 @@ fn copy_ranges(copy: &Copy, geometry: &Geometry, data: &Buffers) -> Result<Plan,
     if copy.format != 0 {
         return Err(Status::INVALID_FIELD.dnr());
     }
-    if copy.ranges > MAX_COPY_RANGES {
+    let limits = copy_limits(geometry);
+    if copy.ranges > limits.ranges {
         return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr());
     }
     let count = usize::from(copy.ranges);
@@ -136,6 +141,9 @@ fn copy_ranges(copy: &Copy, geometry: &Geometry, data: &Buffers) -> Result<Plan,
         let (from, blocks) = (range.slba.get(), u64::from(range.blocks()));
         within(from, blocks, geometry)?;
         within(to, blocks, geometry)?;
+        if blocks > limits.range_blocks.into() || to + blocks - copy.sdlba > limits.total_blocks.into() {
+            return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr());
+        }
         pieces.push(Piece { op: Op::Copy { source_lba: from }, lba: to, blocks });
         to += blocks;
     }
@@ -184,6 +192,9 @@ pub(super) fn fuse(first: &IoCommand, second: &IoCommand, geometry: &Geometry) -
     };
     if (compare.slba, compare.blocks) != (write.slba, write.blocks) {
         return Err(Status::INVALID_FIELD.dnr());
+    }
+    if write.blocks > FUSED_BLOCKS {
+        return Err(Status::ATOMIC_WRITE_UNIT_EXCEEDED.dnr());
     }
     if geometry.read_only {
         return Err(Status::NAMESPACE_WRITE_PROTECTED.dnr());
@@ -265,6 +276,8 @@ mod tests {
         assert_eq!((piece.op, piece.lba, piece.blocks), (Op::CompareAndWrite { fua: true }, 5, 1));
         assert!(fuse(&compare(range(5, 1)), &write(range(6, 1)), &geometry()).is_err());
         assert!(fuse(&write(range(5, 1)), &write(range(5, 1)), &geometry()).is_err());
+        let two = fuse(&compare(range(5, 2)), &write(range(5, 2)), &geometry());
+        assert_eq!(two.unwrap_err(), Status::ATOMIC_WRITE_UNIT_EXCEEDED.dnr());
     }
 
     #[test]

@@ -120,6 +120,8 @@ struct Tally {
     bytes_written: u64,
     reads: u64,
     writes: u64,
+    /// Commands that the SMART log does not count; they keep the association alive all the same.
+    others: u64,
     media_errors: u64,
 }
 
@@ -515,7 +517,7 @@ fn add_tally(qp: &mut Qp) {
             counter.fetch_add(n, Ordering::Relaxed);
         }
     };
-    if tally.reads + tally.writes > 0 && !io.shared.traffic.load(Ordering::Relaxed) {
+    if tally.reads + tally.writes + tally.others > 0 && !io.shared.traffic.load(Ordering::Relaxed) {
         io.shared.traffic.store(true, Ordering::Relaxed);
     }
     add(&counters.bytes_read, tally.bytes_read);

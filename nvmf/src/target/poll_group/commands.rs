@@ -89,6 +89,8 @@ impl PollGroup {
                 Err(status) => return self.complete(index, slot, Cqe::new(cid, status), None),
             };
             self.complete(index, slot, outcome.cqe(cid), None);
+            // Disabling ends the event requests that are parked.
+            self.send_events(index);
             if matches!(outcome.effect, Effect::Disabled | Effect::ShutDown) {
                 self.delete_io_queues(cx, index);
                 self.disabling.push((index, self.qpairs[index].generation));
@@ -108,7 +110,7 @@ impl PollGroup {
             Admin::Parked => runtime.pool().put(data),
             Admin::Abort { sqid, cid: victim, .. } => {
                 runtime.pool().put(data);
-                self.abort(cx, runtime, At { index, slot, seq: 0, cid }, sqid, victim);
+                self.abort(runtime, At { index, slot, seq: 0, cid }, sqid, victim);
             }
         }
         self.send_events(index);
@@ -125,7 +127,7 @@ impl PollGroup {
     }
 
     /// Abort of a command on an I/O queue (Base 5.1.1), which may be on another reactor.
-    fn abort(&mut self, cx: &Context, runtime: &mut IoRuntime, at: At, sqid: u16, victim: u16) {
+    fn abort(&mut self, runtime: &mut IoRuntime, at: At, sqid: u16, victim: u16) {
         let Role::Admin(admin) = &self.qpairs[at.index].role else { return };
         let shared = Arc::clone(&admin.shared);
         let reactor = shared.io_queues().get(&sqid).copied();
@@ -137,13 +139,11 @@ impl PollGroup {
             }
             Some(there) => there,
         };
-        let generation = self.qpairs[at.index].generation;
-        let origin = cx.group()[self.reactor.0 as usize].clone();
+        let (home, generation) = (self.reactor, self.qpairs[at.index].generation);
         let ask = Box::new(move |cx: &mut Context| {
-            let aborted = {
-                let (runtime, group) = (IoRuntime::of(cx), PollGroup::of(cx));
-                group.borrow_mut().abort_io(&mut runtime.borrow_mut(), &shared, sqid, victim)
-            };
+            let (runtime, group) = (IoRuntime::of(cx), PollGroup::of(cx));
+            let mut runtime = runtime.borrow_mut();
+            let aborted = group.borrow_mut().abort_io(&mut runtime, &shared, sqid, victim);
             let back = Box::new(move |cx: &mut Context| {
                 let group = PollGroup::of(cx);
                 let mut group = group.borrow_mut();
@@ -151,14 +151,10 @@ impl PollGroup {
                     group.abort_done(at, aborted);
                 }
             });
-            if origin.send(back).is_err() {
-                tracing::warn!("the answer to an Abort found its reactor's mailbox full; the Abort stays outstanding");
-            }
+            runtime.post(home, back);
         });
-        if cx.group()[there.0 as usize].send(ask).is_err() {
-            // A reactor that cannot be asked has not aborted anything.
-            self.abort_done(at, false);
-        }
+        // At most four Aborts of a controller are under way (ACL).
+        runtime.post(there, ask);
     }
 
     fn abort_done(&mut self, at: At, aborted: bool) {
@@ -268,7 +264,7 @@ impl PollGroup {
                 io.tally.writes += 1;
                 io.tally.bytes_written += range.len_bytes(block_size);
             }
-            _ => {}
+            _ => io.tally.others += 1,
         }
     }
 
@@ -301,7 +297,7 @@ impl PollGroup {
         }
         let subsystem = self.view.subsystems.get(&io.shared.subnqn);
         let listener = subsystem.and_then(|subsystem| subsystem.listener(&qp.listener));
-        listener.map_or(AnaState::Optimized, |l| l.ana_state(self.namespaces[namespace].view.anagrpid))
+        listener.map_or(AnaState::Inaccessible, |l| l.ana_state(self.namespaces[namespace].view.anagrpid))
     }
 
     #[inline]
