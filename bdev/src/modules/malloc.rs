@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::future::BoxFuture;
-use reactor::Buffers;
+use reactor::{Buffer, Buffers};
 use schema::{ConfigEntry, Kind, Method, Param, Params, RpcError, code};
 use serde_json::{Value, json};
 use smallvec::SmallVec;
@@ -49,7 +49,7 @@ const TOPS: usize = 1024;
 /// The largest disk, in bytes: 16 TiB.
 const MAX_BYTES: u64 = (CHUNK * CHUNKS * MIDDLES) as u64 * TOPS as u64;
 
-type Chunk = RwLock<Option<Box<[u8]>>>;
+type Chunk = RwLock<Option<Buffer>>;
 type Page = OnceLock<Box<[Chunk]>>;
 type Middle = OnceLock<Box<[Page]>>;
 
@@ -78,23 +78,17 @@ struct Memory {
     top: Box<[Middle]>,
 }
 
-fn read(chunk: &Chunk) -> RwLockReadGuard<'_, Option<Box<[u8]>>> {
+fn read(chunk: &Chunk) -> RwLockReadGuard<'_, Option<Buffer>> {
     chunk.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write(chunk: &Chunk) -> RwLockWriteGuard<'_, Option<Box<[u8]>>> {
+fn write(chunk: &Chunk) -> RwLockWriteGuard<'_, Option<Buffer>> {
     chunk.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The bytes of a chunk, made if need be; `None` when the host has no memory.
-fn bytes_of(chunk: &mut Option<Box<[u8]>>) -> Option<&mut [u8]> {
-    if chunk.is_none() {
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(CHUNK).ok()?;
-        bytes.resize(CHUNK, 0);
-        *chunk = Some(bytes.into_boxed_slice());
-    }
-    chunk.as_deref_mut()
+/// The bytes of a chunk, made if need be. Aligned to a page, so that a 4 KiB block lies in one.
+fn bytes_of(chunk: &mut Option<Buffer>) -> &mut [u8] {
+    chunk.get_or_insert_with(|| Buffer::heap(CHUNK))
 }
 
 /// One chunk's part of a range: its index, and the bytes in it.
@@ -155,13 +149,11 @@ impl Memory {
     }
 
     /// Writes `len` bytes of the payload from `from`.
-    fn write(&self, offset: u64, payload: &Buffers, from: usize, len: u64) -> IoStatus {
+    fn write(&self, offset: u64, payload: &Buffers, from: usize, len: u64) {
         for piece in pieces(offset, len) {
             let mut guard = write(self.make_chunk(piece.chunk));
-            let Some(bytes) = bytes_of(&mut guard) else { return IoStatus::NoSpace };
-            payload.read_at(from + piece.at, &mut bytes[piece.start..piece.start + piece.len]);
+            payload.read_at(from + piece.at, &mut bytes_of(&mut guard)[piece.start..piece.start + piece.len]);
         }
-        IoStatus::Success
     }
 
     fn zero(&self, offset: u64, len: u64) {
@@ -194,21 +186,15 @@ impl Memory {
         if !locked().all(|(piece, n): (_, usize)| is_equal(guards[n].as_deref(), piece, payload)) {
             return IoStatus::CompareFailed;
         }
-        // Memory first, so that it cannot end half way.
-        if !guards.iter_mut().all(|guard| bytes_of(guard).is_some()) {
-            return IoStatus::NoSpace;
-        }
         for (piece, n) in locked() {
-            if let Some(bytes) = guards[n].as_deref_mut() {
-                payload.read_at(half + piece.at, &mut bytes[piece.start..piece.start + piece.len]);
-            }
+            payload.read_at(half + piece.at, &mut bytes_of(&mut guards[n])[piece.start..piece.start + piece.len]);
         }
         IoStatus::Success
     }
 
     /// Copies within the disk, a block-aligned piece at a time through `scratch`, from the end where the ranges overlap
     /// upwards.
-    fn copy(&self, from: u64, to: u64, len: u64, scratch: &mut Buffers) -> IoStatus {
+    fn copy(&self, from: u64, to: u64, len: u64, scratch: &mut Buffers) {
         let step = scratch.len() as u64;
         let backwards = to > from && to - from < len;
         let mut done = 0;
@@ -222,13 +208,9 @@ impl Memory {
                     None => zero(scratch, piece.at, piece.len),
                 }
             }
-            let status = self.write(to + at, scratch, 0, n);
-            if !status.is_success() {
-                return status;
-            }
+            self.write(to + at, scratch, 0, n);
             done += n;
         }
-        IoStatus::Success
     }
 
     /// Frees everything from `offset` on.
@@ -365,7 +347,10 @@ impl MallocChannel {
                 self.memory.read(offset, io.bufs_mut());
                 IoStatus::Success
             }
-            Op::Write { .. } => self.memory.write(offset, io.bufs(), 0, len),
+            Op::Write { .. } => {
+                self.memory.write(offset, io.bufs(), 0, len);
+                IoStatus::Success
+            }
             Op::Unmap | Op::WriteZeroes { .. } => {
                 self.memory.zero(offset, len);
                 IoStatus::Success
@@ -376,7 +361,8 @@ impl MallocChannel {
                 if self.scratch.is_empty() {
                     self.scratch = Buffers::heap(CHUNK);
                 }
-                self.memory.copy(source_lba * self.block_size, offset, len, &mut self.scratch)
+                self.memory.copy(source_lba * self.block_size, offset, len, &mut self.scratch);
+                IoStatus::Success
             }
             Op::Copy { .. } => IoStatus::OutOfRange,
             Op::Flush | Op::Reset => IoStatus::Success,
@@ -527,7 +513,7 @@ mod tests {
         let memory = Memory::new();
         let at = 7 * CHUNK as u64 - 512;
         let payload = Buffers::from(&[5; 1024][..]);
-        assert!(memory.write(at, &payload, 0, 1024).is_success());
+        memory.write(at, &payload, 0, 1024);
         assert_eq!(memory.allocated(), 2 * CHUNK as u64);
         memory.zero(6 * CHUNK as u64, CHUNK as u64);
         assert_eq!(memory.allocated(), CHUNK as u64);
@@ -545,7 +531,7 @@ mod tests {
     fn the_last_byte_of_the_largest_disk_has_a_place() {
         let memory = Memory::new();
         let payload = Buffers::from(&[1; 512][..]);
-        assert!(memory.write(MAX_BYTES - 512, &payload, 0, 512).is_success());
+        memory.write(MAX_BYTES - 512, &payload, 0, 512);
         assert!(memory.compare(MAX_BYTES - 512, &payload).is_success());
         assert!(check(512, MAX_BYTES / 512).is_ok());
         assert!(check(512, MAX_BYTES / 512 + 1).is_err());
