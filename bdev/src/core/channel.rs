@@ -15,7 +15,7 @@ use super::types::{Geometry, IoStatus, OpSet};
 
 /// A block device: shared by all reactors, stateless on the data path.
 ///
-/// Dropping it is its end: by then every channel is closed and every descriptor too.
+/// Its end is [`Bdev::removed`]; it is dropped when nobody refers to it any more.
 pub trait Bdev: Any + Send + Sync {
     /// What kind of device this is, in the words that RPCs show ("Malloc disk").
     fn product_name(&self) -> &'static str;
@@ -29,6 +29,9 @@ pub trait Bdev: Any + Send + Sync {
     /// # Errors
     /// When the device cannot be used on this reactor.
     fn open_channel(&self, cx: &mut ChannelCx<'_>) -> io::Result<Box<dyn IoChannel>>;
+    /// The device has been removed: every channel and every descriptor is closed. It lets go of what others may want now
+    /// (other devices, files), since somebody may still hold the device itself for a moment.
+    fn removed(&self) {}
     /// What RPCs show of this kind of device besides what all devices have.
     fn driver_specific(&self) -> Value {
         Value::Object(serde_json::Map::new())

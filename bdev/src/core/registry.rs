@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use futures_channel::oneshot;
 use uuid::Uuid;
@@ -264,7 +264,7 @@ impl Registry {
             return Err(BdevError::Claimed { name: name.to_string(), by: holder.unwrap_or_default() });
         }
         entry.opens.push(Open { id, owner: owner.to_string(), write, on_event });
-        Ok(Descriptor { registry: Arc::clone(self), info: Arc::clone(&entry.info), id })
+        Ok(Descriptor { registry: Arc::downgrade(self), info: Arc::clone(&entry.info), id })
     }
 
     fn claim(&self, descriptor: &Descriptor, kind: ClaimKind) -> Result<(), BdevError> {
@@ -339,7 +339,8 @@ impl Registry {
 
 /// The right to use a device. While it lives the device is not destroyed; dropping it closes it.
 pub struct Descriptor {
-    registry: Arc<Registry>,
+    /// Weak, because a device in layers keeps one of these, and is itself kept by the registry.
+    registry: Weak<Registry>,
     info: Arc<BdevInfo>,
     id: u64,
 }
@@ -355,13 +356,16 @@ impl Descriptor {
     /// # Errors
     /// [`BdevError::Claimed`] when somebody else has it open for writing or claimed.
     pub fn claim(&self, kind: ClaimKind) -> Result<(), BdevError> {
-        self.registry.claim(self, kind)
+        let registry = self.registry.upgrade().ok_or_else(|| BdevError::not_found(self.info.name()))?;
+        registry.claim(self, kind)
     }
 }
 
 impl Drop for Descriptor {
     fn drop(&mut self) {
-        self.registry.close(&self.info, self.id);
+        if let Some(registry) = self.registry.upgrade() {
+            registry.close(&self.info, self.id);
+        }
     }
 }
 

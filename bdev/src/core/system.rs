@@ -413,6 +413,7 @@ impl BdevSystem {
             // A reactor that has stopped has nothing left of the device either.
             let _ = futures_util::future::join_all(drains).await;
             let _ = all_closed.await;
+            removing.device().removed();
             system.registry.finish_remove(id);
             tracing::info!(bdev = removing.name(), "bdev removed");
             drop(removing);
