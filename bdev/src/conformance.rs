@@ -98,6 +98,12 @@ impl Trial<'_> {
         self.bdev.clone().expect("there is always a device")
     }
 
+    /// The name of the device under test, or of the lowest that was made for it.
+    fn made_name(&self, lowest: bool) -> String {
+        let name = if lowest { self.made.last() } else { self.made.first() };
+        name.expect("a subject makes a device").clone()
+    }
+
     /// Removes whatever the subject made and makes it again.
     pub fn make_again(&mut self) {
         self.bdev = None;

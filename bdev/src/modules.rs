@@ -4,10 +4,13 @@
 //! restored, and its run of the [conformance](crate::conformance) suite.
 
 mod common;
+pub mod delay;
+pub mod error;
 pub(crate) mod layer;
 pub mod malloc;
 pub mod null;
 pub mod passthru;
+pub mod split;
 pub mod uring;
 
 use schema::Method;
@@ -27,4 +30,5 @@ pub struct Module {
 }
 
 /// Every module there is.
-pub const MODULES: &[Module] = &[null::MODULE, malloc::MODULE, uring::MODULE, passthru::MODULE];
+pub const MODULES: &[Module] =
+    &[null::MODULE, malloc::MODULE, uring::MODULE, passthru::MODULE, delay::MODULE, error::MODULE, split::MODULE];

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use reactor::Buffers;
 use reactor::file::EngineChoice;
 use ringstone_bdev::conformance::{Client, World, WorldConfig};
-use ringstone_bdev::core::{ClaimKind, Op};
+use ringstone_bdev::core::{ClaimKind, IoStatus, Op};
 use ringstone_bdev::rpc::{BdevConfig, IobufConfig, methods};
 use schema::spdk::Reference;
 use schema::{ConfigSource, RpcError, validate};
@@ -246,6 +247,91 @@ fn pools_take_the_sizes_asked_for_until_they_are_used() {
 }
 
 #[test]
+fn devices_in_layers_are_made_changed_and_deleted() {
+    let mut w = world();
+    call(&mut w, "bdev_malloc_create", json!({"name": "M", "num_blocks": 8192, "block_size": 512})).unwrap();
+    let delay = json!({"name": "D", "base_bdev_name": "M", "avg_read_latency": 1000, "p99_read_latency": 1000,
+        "avg_write_latency": 0, "p99_write_latency": 0});
+    assert_eq!(call(&mut w, "bdev_delay_create", delay.clone()), Ok(json!("D")));
+    let taken = call(&mut w, "bdev_passthru_create", json!({"name": "P", "base_bdev_name": "M"})).unwrap_err();
+    assert_eq!((taken.code(), taken.blamed_field()), (-1, Some("base_bdev_name")), "{taken}");
+    let mut unsound = delay.clone();
+    unsound["name"] = json!("D2");
+    unsound["avg_read_latency"] = json!(1001);
+    assert_eq!(code(call(&mut w, "bdev_delay_create", unsound)), -22);
+    assert_eq!(call(&mut w, "bdev_error_create", json!({"base_name": "D"})), Ok(json!(true)));
+    let top = w.system().get("EE_D").unwrap();
+    let mut client = Client::open(&mut w, 0, &top);
+    let clock = w.system().platform().clock();
+    let timed = |w: &mut World, client: &mut Client| {
+        let began = clock.now();
+        client.read(w, 0, 1);
+        clock.now().nanos_since(began) / 1000
+    };
+    client.write(&mut w, 0, &[1; 512]);
+    assert!((1000..1020).contains(&timed(&mut w, &mut client)));
+    let update = json!({"delay_bdev_name": "D", "latency_type": "avg_read", "latency_us": 0});
+    assert_eq!(call(&mut w, "bdev_delay_update_latency", update), Ok(json!(true)));
+    let update = json!({"delay_bdev_name": "D", "latency_type": "p99_read", "latency_us": 0});
+    assert_eq!(call(&mut w, "bdev_delay_update_latency", update), Ok(json!(true)));
+    assert!(timed(&mut w, &mut client) < 20);
+
+    let inject = |w: &mut World, extra: Value| {
+        let mut params = json!({"name": "EE_D", "io_type": "read"});
+        params.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        call(w, "bdev_error_inject_error", params)
+    };
+    let status = |w: &mut World, client: &mut Client| client.run(w, Op::Read, 0, 1, &[0; 512]).status;
+    inject(&mut w, json!({"error_type": "failure", "num": 2})).unwrap();
+    let seen: Vec<IoStatus> = (0..3).map(|_| status(&mut w, &mut client)).collect();
+    assert_eq!(seen, [IoStatus::Failed, IoStatus::Failed, IoStatus::Success]);
+    inject(&mut w, json!({"error_type": "nvme_failure", "nvme_sct": 2, "nvme_sc": 0x81})).unwrap();
+    assert_eq!(status(&mut w, &mut client), IoStatus::Nvme { sct: 2, sc: 0x81, dnr: false });
+    assert_eq!(code(inject(&mut w, json!({"error_type": "nvme_failure"}))), -22);
+    inject(&mut w, json!({"error_type": "corrupt_data", "corrupt_offset": 7, "corrupt_value": 0x10})).unwrap();
+    assert_eq!(client.read(&mut w, 0, 1)[..9], [1, 1, 1, 1, 1, 1, 1, 0x11, 1]);
+    assert_eq!(client.read(&mut w, 0, 1), [1; 512]);
+    inject(&mut w, json!({"error_type": "nomem"})).unwrap();
+    assert_eq!(status(&mut w, &mut client), IoStatus::Success);
+    // What never ends is ended by an abort, or by a reset.
+    inject(&mut w, json!({"error_type": "pending", "num": 5})).unwrap();
+    let stuck: Vec<u64> = (0..5).map(|n| client.submit(Op::Read, n, 1, Buffers::heap(512))).collect();
+    (0..100).for_each(|_| w.step());
+    assert!(client.take(stuck[0]).is_none());
+    assert!(client.abort(stuck[0]));
+    assert_eq!(client.wait(&mut w, stuck[0]).status, IoStatus::Aborted);
+    assert_eq!(client.run(&mut w, Op::Reset, 0, 0, &[]).status, IoStatus::Success);
+    for &mark in &stuck[1..] {
+        assert_eq!(client.wait(&mut w, mark).status, IoStatus::Aborted);
+    }
+    inject(&mut w, json!({"error_type": "failure", "num": 9})).unwrap();
+    call(&mut w, "bdev_error_inject_error", json!({"name": "EE_D", "io_type": "clear", "error_type": "failure"}))
+        .unwrap();
+    assert_eq!(status(&mut w, &mut client), IoStatus::Success);
+    client.close();
+    drop(top);
+    assert_eq!(call(&mut w, "bdev_error_delete", json!({"name": "EE_D"})), Ok(json!(true)));
+    assert_eq!(call(&mut w, "bdev_delay_delete", json!({"name": "D"})), Ok(json!(true)));
+
+    let split = json!({"base_bdev": "M", "split_count": 3, "split_size_mb": 2});
+    assert_eq!(call(&mut w, "bdev_split_create", split.clone()), Ok(json!(["Mp0", "Mp1"])));
+    assert_eq!(code(call(&mut w, "bdev_split_create", split)), -1);
+    let shown = call(&mut w, "bdev_get_bdevs", json!({"name": "Mp1"})).unwrap();
+    assert_eq!(shown[0]["num_blocks"], 4096);
+    assert_eq!(call(&mut w, "bdev_split_delete", json!({"base_bdev": "M"})), Ok(json!(true)));
+    assert_eq!(code(call(&mut w, "bdev_split_delete", json!({"base_bdev": "M"}))), -19);
+    assert_eq!(
+        call(&mut w, "bdev_split_create", json!({"base_bdev": "M", "split_count": 2})),
+        Ok(json!(["Mp0", "Mp1"]))
+    );
+    let again = call(&mut w, "bdev_get_bdevs", json!({"name": "Mp1"})).unwrap();
+    assert_eq!(again[0]["uuid"], shown[0]["uuid"]);
+    // The base goes, and its parts with it.
+    assert_eq!(call(&mut w, "bdev_malloc_delete", json!({"name": "M"})), Ok(json!(true)));
+    assert_eq!(call(&mut w, "bdev_get_bdevs", json!({})), Ok(json!([])));
+}
+
+#[test]
 fn the_saved_configuration_makes_the_same_bdevs_again() {
     let folder = Folder::new("config");
     let path = folder.file("a.img", 1 << 20);
@@ -255,6 +341,8 @@ fn the_saved_configuration_makes_the_same_bdevs_again() {
     call(&mut w, "bdev_null_create", json!({"name": "A", "num_blocks": 64, "block_size": 4096})).unwrap();
     call(&mut w, "bdev_null_resize", json!({"name": "A", "new_size": 3})).unwrap();
     call(&mut w, "bdev_uring_create", json!({"name": "U", "filename": path})).unwrap();
+    call(&mut w, "bdev_passthru_create", json!({"name": "P", "base_bdev_name": "B"})).unwrap();
+    call(&mut w, "bdev_split_create", json!({"base_bdev": "U", "split_count": 2})).unwrap();
     let save = |w: &World| {
         let system = w.system();
         [IobufConfig(Arc::clone(system)).save(), BdevConfig(Arc::clone(system)).save()].concat()
@@ -267,6 +355,8 @@ fn the_saved_configuration_makes_the_same_bdevs_again() {
         "bdev_malloc_create",
         "bdev_null_create",
         "bdev_uring_create",
+        "bdev_passthru_create",
+        "bdev_split_create",
         "bdev_wait_for_examine",
     ];
     assert_eq!(order, wanted);
@@ -305,8 +395,10 @@ fn results_are_those_of_spdk() {
         let (name, params) = (sample.method, sample.params);
         // The samples go on with kinds of bdevs that are not here. One file cannot be two bdevs, nor Malloc0 be taken by
         // a bdev that has no name.
-        let is_ours =
-            params["name"].as_str().is_none_or(|n| ["Null0", "Malloc0", "Uring0", "Pt0", "Nope", "Bad"].contains(&n));
+        let is_ours = params["name"]
+            .as_str()
+            .is_none_or(|n| ["Null0", "Malloc0", "Uring0", "Pt0", "Nope", "Bad", "Delay0", "EE_Delay0"].contains(&n));
+        let is_ours = is_ours && params["base_bdev"].is_null();
         if !is_ours || name == "bdev_malloc_create" && params.get("name").is_none() {
             continue;
         }

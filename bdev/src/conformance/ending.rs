@@ -51,7 +51,9 @@ pub fn removal(trial: &mut Trial<'_>) {
             marks.push(load(client, &mut trial.rng, geometry.block_size as usize, 128, 90));
         }
         (0..steps).for_each(|_| trial.world.step());
-        let (removing, name) = (Arc::clone(&system), trial.spec.name.clone());
+        // Of devices in layers, the lowest every other time: those above go with it.
+        let (removing, name) = (Arc::clone(&system), trial.made_name(steps % 2 == 1));
+        let top = trial.made_name(false);
         let removed = trial.world.start(async move { removing.remove(&name).await });
         trial.world.step_until("the clients to be told", |_| clients.iter().all(Client::is_told_of_removal));
         let late = clients[0].submit(Op::Read, 0, 1, Buffers::heap(geometry.block_size as usize));
@@ -66,11 +68,11 @@ pub fn removal(trial: &mut Trial<'_>) {
         let refused = clients[0].run(trial.world, Op::Read, 0, 1, &vec![0; geometry.block_size as usize]);
         assert_eq!(refused.status, IoStatus::NoDevice);
         let nobody: crate::core::registry::OnEvent = Arc::new(|_| {});
-        assert!(matches!(system.open(&trial.spec.name, false, "late", nobody), Err(BdevError::NotFound { .. })));
+        assert!(matches!(system.open(&top, false, "late", nobody), Err(BdevError::NotFound { .. })));
         clients.into_iter().for_each(Client::close);
         trial.world.step_until("the removal", |_| !removed.is_pending());
         removed.take().expect("it has ended").expect("nobody holds it");
-        assert!(system.get(&trial.spec.name).is_err());
+        assert!(system.get(&top).is_err());
         trial.make_again();
     }
 }

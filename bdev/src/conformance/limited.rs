@@ -14,9 +14,10 @@ use schema::ConfigEntry;
 use super::rng::Rng;
 use super::{Spec, Subject};
 use crate::core::{
-    Bdev, BdevError, BdevInfo, BdevSystem, ChannelCx, ChannelId, Descriptor, Geometry, Io, IoChannel, IoCx, IoStatus,
-    IoTag, NewBdev, Op, OpKind, OpSet,
+    Bdev, BdevError, BdevInfo, BdevSystem, ChannelCx, ChannelId, Geometry, Io, IoChannel, IoCx, IoStatus, IoTag,
+    NewBdev, Op, OpKind, OpSet,
 };
+use crate::modules::layer::Base;
 use crate::modules::{layer, malloc};
 
 /// What a limited device puts between the layer and its base.
@@ -41,7 +42,7 @@ impl LimitedOptions {
 }
 
 struct Limited {
-    base: Descriptor,
+    base: Base,
     options: LimitedOptions,
 }
 
@@ -81,6 +82,10 @@ impl Bdev for Limited {
             before: Vec::new(),
             after: Vec::new(),
         }))
+    }
+
+    fn removed(&self) {
+        self.base.release();
     }
 
     fn config(&self, _: &BdevInfo) -> Vec<ConfigEntry> {

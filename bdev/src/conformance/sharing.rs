@@ -103,7 +103,7 @@ pub fn writes_beside_swaps(trial: &mut Trial<'_>) {
 /// Descriptors and claims exclude each other as they say.
 pub fn claims(trial: &mut Trial<'_>) {
     let system = Arc::clone(trial.world.system());
-    let name = trial.spec.name.clone();
+    let name = trial.made_name(false);
     let open = |write| {
         let nothing: OnEvent = Arc::new(|_| {});
         system.open(&name, write, "a check", nothing)

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::common::{rpc_delete, take_uuid};
+use super::layer::Base;
 use super::{Module, layer, malloc};
 use crate::conformance::{Spec, Subject};
 use crate::core::{
-    Bdev, BdevError, BdevInfo, BdevSystem, ChannelCx, ChannelId, Descriptor, Geometry, Io, IoChannel, IoCx, NewBdev,
-    OpKind, OpSet,
+    Bdev, BdevError, BdevInfo, BdevSystem, ChannelCx, ChannelId, Geometry, Io, IoChannel, IoCx, NewBdev, OpSet,
 };
 
 /// The module.
@@ -23,7 +23,7 @@ pub const MODULE: Module = Module { name: "passthru", methods: METHODS, subjects
 const PRODUCT: &str = "passthru";
 
 struct Passthru {
-    base: Descriptor,
+    base: Base,
 }
 
 impl Bdev for Passthru {
@@ -37,8 +37,7 @@ impl Bdev for Passthru {
 
     fn native_ops(&self) -> OpSet {
         // What the base emulates is best emulated there.
-        let base = self.base.bdev();
-        OpKind::ALL.into_iter().filter(|&kind| base.supports(kind)).fold(OpSet::default(), OpSet::with)
+        layer::ops_of(self.base.bdev())
     }
 
     fn open_channel(&self, cx: &mut ChannelCx<'_>) -> io::Result<Box<dyn IoChannel>> {
@@ -47,6 +46,10 @@ impl Bdev for Passthru {
 
     fn driver_specific(&self) -> Value {
         json!({ "passthru": { "base_bdev_name": self.base.bdev().name() } })
+    }
+
+    fn removed(&self) {
+        self.base.release();
     }
 
     fn config(&self, info: &BdevInfo) -> Vec<ConfigEntry> {
@@ -122,12 +125,8 @@ const METHODS: &[Method<BdevSystem>] = &[
 async fn rpc_create(system: Arc<BdevSystem>, params: Params) -> Result<Value, RpcError> {
     let base = params.str("base_bdev_name")?;
     let uuid = take_uuid(&params)?;
-    let info = create(&system, params.str("name")?, uuid, base).await.map_err(|error| match &error {
-        BdevError::NotFound { name } | BdevError::Claimed { name, .. } if name == base => {
-            params.blame("base_bdev_name", error.into())
-        }
-        _ => error.into(),
-    })?;
+    let created = create(&system, params.str("name")?, uuid, base).await;
+    let info = created.map_err(|error| layer::blame_base(&params, "base_bdev_name", error))?;
     Ok(json!(info.name()))
 }
 

@@ -16,8 +16,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use reactor::file::{Errno as HostErrno, File, FileInfo, FileOp, FileSlot, OpenOptions};
@@ -81,11 +81,17 @@ struct FileBdev {
     options: FileOptions,
     block_size: u32,
     num_blocks: AtomicU64,
-    file: Arc<dyn File>,
+    /// Until the device is removed.
+    file: Mutex<Option<Arc<dyn File>>>,
     info: FileInfo,
 }
 
 impl FileBdev {
+    fn file(&self) -> io::Result<Arc<dyn File>> {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.clone().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the bdev has been removed"))
+    }
+
     fn allocates(&self) -> bool {
         !self.options.read_only && self.options.fallocate != Some(false)
     }
@@ -120,9 +126,13 @@ impl Bdev for FileBdev {
     }
 
     fn open_channel(&self, cx: &mut ChannelCx<'_>) -> io::Result<Box<dyn IoChannel>> {
-        let slot = cx.attach_file(Arc::clone(&self.file))?;
+        let slot = cx.attach_file(self.file()?)?;
         let path = self.options.path.clone();
         Ok(Box::new(FileChannel { slot, block_size: self.block_size.into(), path, errors: 0 }))
+    }
+
+    fn removed(&self) {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     fn driver_specific(&self) -> Value {
@@ -276,7 +286,8 @@ pub async fn create(
         return Err(BdevError::invalid("filename", options.path.display(), reason));
     }
     check_size(block_size, num_blocks)?;
-    let device = FileBdev { options, block_size, num_blocks: AtomicU64::new(num_blocks), file, info };
+    let device =
+        FileBdev { options, block_size, num_blocks: AtomicU64::new(num_blocks), file: Mutex::new(Some(file)), info };
     if device.options.fallocate == Some(true) && !device.native_ops().contains(OpKind::Unmap) {
         let reason = "the file cannot give back space, or is read-only";
         return Err(BdevError::invalid("fallocate", true, reason));
@@ -295,7 +306,10 @@ pub async fn rescan(system: &BdevSystem, name: &str, flavor: Flavor) -> Result<(
         return Err(BdevError::wrong_kind(&info, flavor.product()));
     }
     let device = device_as::<FileBdev>(&info, flavor.product())?;
-    let bytes = device.file.bytes().map_err(|error| BdevError::host("reading the file's size", error))?;
+    let bytes = device
+        .file()
+        .and_then(|file| file.bytes())
+        .map_err(|error| BdevError::host("reading the file's size", error))?;
     let num_blocks = blocks_in(&device.options.path, bytes, device.block_size);
     if num_blocks == 0 {
         let reason = format!("its file has {bytes} bytes, less than one block of {}", device.block_size);
