@@ -303,13 +303,20 @@ impl Core {
         let _changes = self.state.changes.lock().await;
         // It may have changed while others made their changes.
         self.check_phase(spec)?;
-        let result = invoke(params).await.map_err(|error| error.in_method(spec.name))?;
-        tracing::info!(method = spec.name, "configuration changed");
-        if let (true, Some(hook)) = (save, &self.after_change) {
-            let saved = hook(spec.name, config::document(&self.state.sources)).await;
-            saved.map_err(|error| unsaved(spec.name, &error))?;
+        let hook = self.after_change.as_ref().filter(|_| save);
+        let before = hook.map(|_| config::document(&self.state.sources));
+        let result = invoke(params).await.map_err(|error| error.in_method(spec.name));
+        if result.is_ok() {
+            tracing::info!(method = spec.name, "configuration changed");
         }
-        Ok(result)
+        if let (Some(hook), Some(before)) = (hook, before) {
+            let now = config::document(&self.state.sources);
+            // A call that failed may have changed something all the same: what it ended still drains, say.
+            if result.is_ok() || now != before {
+                hook(spec.name, now).await.map_err(|error| unsaved(spec.name, &error))?;
+            }
+        }
+        result
     }
 
     fn check_phase(&self, spec: &MethodSpec) -> Result<(), RpcError> {

@@ -124,6 +124,10 @@ fn changes_are_saved_before_they_are_answered() {
     assert!(call(&table, "shelf_list", Value::Null).is_ok());
     assert!(block_on(table.apply("shelf_put", json!({"name": "b"}))).is_ok());
     assert_eq!(shelf.saved.lock().unwrap().len(), 1);
+
+    // What fails and has changed something all the same is.
+    assert_eq!(call(&table, "shelf_put", json!({"name": "heavy"})).unwrap_err().code(), -16);
+    assert_eq!(shelf.saved.lock().unwrap().len(), 2);
 }
 
 #[test]

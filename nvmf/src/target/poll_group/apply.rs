@@ -27,7 +27,7 @@ impl PollGroup {
         }
         self.view = view;
         let runtime = std::rc::Rc::clone(&self.runtime);
-        self.update_subsystems(&mut runtime.borrow_mut());
+        let retired = self.update_subsystems(&mut runtime.borrow_mut());
         self.end_refused();
         let view = Arc::clone(&self.view);
         let admins: Vec<usize> = self.admin_queues().collect();
@@ -38,15 +38,16 @@ impl PollGroup {
             self.send_events(index);
         }
         let qpairs = self.ended.iter().map(|&(index, _)| (index, self.qpairs[index].generation)).collect();
-        let namespaces =
-            self.namespaces.iter().filter(|(_, ns)| ns.gone).map(|(key, ns)| (key, ns.view.incarnation)).collect();
+        let namespaces = retired;
         self.applying.push(Applying { namespaces, qpairs, reply: Some(reply) });
         self.close_ended(cx);
         self.finish_applying();
     }
 
-    /// Brings the namespaces of the subsystems in use here up to the view.
-    fn update_subsystems(&mut self, runtime: &mut IoRuntime) {
+    /// Brings the namespaces of the subsystems in use here up to the view. Returns those that it takes away, by key and
+    /// incarnation.
+    fn update_subsystems(&mut self, runtime: &mut IoRuntime) -> Vec<(usize, u64)> {
+        let mut retired = Vec::new();
         let view = Arc::clone(&self.view);
         let keys: Vec<usize> = self.subsystems.iter().map(|(key, _)| key).collect();
         for key in keys {
@@ -66,6 +67,7 @@ impl PollGroup {
                     Some(new) => self.namespaces[namespace].view = Arc::clone(new),
                     None => {
                         self.subsystems[key].table[slot] = None;
+                        retired.push((namespace, self.namespaces[namespace].view.incarnation));
                         self.retire_namespace(runtime, namespace);
                     }
                 }
@@ -74,6 +76,7 @@ impl PollGroup {
                 self.add_namespaces(key, new);
             }
         }
+        retired
     }
 
     /// Enters the namespaces of `view` that the subsystem does not have here yet. Channels open with their first command.
