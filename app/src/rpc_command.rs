@@ -20,8 +20,11 @@ pub struct Options {
     /// List the methods with their parameters and help.
     #[arg(long, exclusive = true)]
     list: bool,
+    /// Print docs/rpc.md.
+    #[arg(long, exclusive = true, hide = true)]
+    markdown: bool,
     /// Method to call.
-    #[arg(required_unless_present = "list")]
+    #[arg(required_unless_present_any = ["list", "markdown"])]
     method: Option<String>,
     /// Parameters: one JSON object, or key=value words (a.b=c for a nested key).
     #[arg(trailing_var_arg = true)]
@@ -38,6 +41,10 @@ pub fn catalogue() -> Catalogue {
 pub fn main(options: &Options) -> ExitCode {
     if options.list {
         print!("{}", catalogue().list());
+        return ExitCode::SUCCESS;
+    }
+    if options.markdown {
+        print!("{}", catalogue().markdown());
         return ExitCode::SUCCESS;
     }
     match call(options) {

@@ -406,10 +406,13 @@ impl Appliance {
             ("nvmf_subsystem_add_listener", json!({ "nqn": nqn, "listen_address": address })),
         ];
         for (method, params) in calls {
-            self.table
-                .apply(method, params)
-                .await
-                .map_err(|error| format!("the first volume cannot be served: {}", error.message()))?;
+            self.table.apply(method, params).await.map_err(|error| {
+                let elsewhere = match method {
+                    "nvmf_subsystem_add_listener" => "; --listen ADDR:PORT serves it elsewhere",
+                    _ => "",
+                };
+                format!("the first volume cannot be served: {}{elsewhere}", error.message())
+            })?;
         }
         Ok(())
     }
