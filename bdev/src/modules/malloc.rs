@@ -537,4 +537,48 @@ mod tests {
         assert!(check(512, MAX_BYTES / 512 + 1).is_err());
         assert!(check(65536, u64::MAX).is_err());
     }
+    #[test]
+    fn threads_neither_tear_blocks_nor_lose_swaps() {
+        const BLOCK: usize = 4096;
+        let memory = Memory::new();
+        // Two blocks on either side of a border between chunks.
+        let counter = CHUNK as u64 - BLOCK as u64;
+        let payload = |low: u64| {
+            let mut bytes = vec![0; 4 * BLOCK];
+            bytes[..8].copy_from_slice(&low.to_le_bytes());
+            bytes[2 * BLOCK - 8..2 * BLOCK].copy_from_slice(&low.to_le_bytes());
+            bytes[2 * BLOCK..2 * BLOCK + 8].copy_from_slice(&(low + 1).to_le_bytes());
+            bytes[4 * BLOCK - 8..].copy_from_slice(&(low + 1).to_le_bytes());
+            Buffers::from(&bytes[..])
+        };
+        std::thread::scope(|scope| {
+            for thread in 1..=3u8 {
+                let (memory, payload) = (&memory, &payload);
+                scope.spawn(move || {
+                    let mut out = Buffers::heap(2 * BLOCK);
+                    let mut swapped = 0;
+                    while swapped < 500 {
+                        memory.read(counter, &mut out);
+                        let mut low = [0; 8];
+                        out.read_at(0, &mut low);
+                        swapped += u32::from(
+                            memory.compare_and_write(counter, &payload(u64::from_le_bytes(low))).is_success(),
+                        );
+                        // One block that all write whole is never seen in parts.
+                        memory.write(10 * CHUNK as u64, &Buffers::from(&[thread; BLOCK][..]), 0, BLOCK as u64);
+                        let mut block = Buffers::heap(BLOCK);
+                        memory.read(10 * CHUNK as u64, &mut block);
+                        let bytes = block.to_vec();
+                        assert!(bytes.iter().all(|&byte| byte == bytes[0]), "a block is torn");
+                    }
+                });
+            }
+        });
+        let mut out = Buffers::heap(2 * BLOCK);
+        memory.read(counter, &mut out);
+        let mut counts = [[0; 8]; 2];
+        out.read_at(0, &mut counts[0]);
+        out.read_at(2 * BLOCK - 8, &mut counts[1]);
+        assert_eq!(counts.map(u64::from_le_bytes), [1500, 1500]);
+    }
 }
