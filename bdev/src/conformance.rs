@@ -153,6 +153,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "emulation without memory", io_pool: 64, run: pressure::no_memory },
     Check { name: "atomic updates", io_pool: 64, run: sharing::atomic_updates },
     Check { name: "writes beside compare-and-writes", io_pool: 64, run: sharing::writes_beside_swaps },
+    Check { name: "compare-and-writes beside each other", io_pool: 64, run: sharing::swaps_beside_swaps },
     Check { name: "descriptors and claims", io_pool: 64, run: sharing::claims },
     Check { name: "abort anywhere", io_pool: 64, run: ending::abort },
     Check { name: "reset at every step", io_pool: 64, run: ending::reset },

@@ -72,6 +72,37 @@ pub fn atomic_updates(trial: &mut Trial<'_>) {
     clients.into_iter().for_each(Client::close);
 }
 
+/// A small compare-and-write beside a large one, of which a device may do only the small one by itself: one of the two
+/// comes first, and the other sees it.
+pub fn swaps_beside_swaps(trial: &mut Trial<'_>) {
+    if trial.subject.forgets {
+        return;
+    }
+    let block = trial.bdev().device().geometry().block_size as usize;
+    let mut clients = model::clients(trial);
+    let last = clients.len() - 1;
+    let (old, new, other) = (vec![1; 6 * block], vec![2; 6 * block], vec![3; block]);
+    let swap = Op::CompareAndWrite { fua: false };
+    for steps in 0..40 {
+        clients[0].write(trial.world, 9, &old);
+        let (large, small) = ([&old[..], &new[..]].concat(), [&old[..block], &other[..]].concat());
+        let large = clients[0].submit(swap, 9, 6, Buffers::from(&large[..]));
+        (0..steps % 13).for_each(|_| trial.world.step());
+        let small = clients[last].submit(swap, 13, 1, Buffers::from(&small[..]));
+        let ends = [clients[0].wait(trial.world, large).status, clients[last].wait(trial.world, small).status];
+        let mut wanted = match ends {
+            [IoStatus::Success, IoStatus::CompareFailed] => new.clone(),
+            [IoStatus::CompareFailed, IoStatus::Success] => old.clone(),
+            other => panic!("two compare-and-writes of one block ended with {other:?}"),
+        };
+        if ends[1].is_success() {
+            wanted[4 * block..5 * block].fill(3);
+        }
+        assert!(clients[0].read(trial.world, 9, 6) == wanted, "one came between compare and write of the other");
+    }
+    clients.into_iter().for_each(Client::close);
+}
+
 /// Writers beside a compare-and-write are seen by it, or come after it: never in between.
 pub fn writes_beside_swaps(trial: &mut Trial<'_>) {
     if trial.subject.forgets {
