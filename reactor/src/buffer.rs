@@ -97,6 +97,19 @@ impl Drop for PoolShared {
     }
 }
 
+/// Asks the processor to bring bytes near, a while before they are read or written. Costs little and changes nothing.
+#[inline]
+pub fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch has no effect on memory, and the address lies in a borrowed slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
+}
+
 enum Home {
     /// A buffer of a pool's region.
     Pool(Arc<PoolShared>),

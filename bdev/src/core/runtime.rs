@@ -68,6 +68,7 @@ pub(super) enum Step {
     Submit(ChannelId, Io),
     Complete(Io),
     AbortAll(ChannelId),
+    Poll(ChannelId),
 }
 
 /// What modules reach while they handle an I/O.
@@ -95,6 +96,12 @@ impl IoCx<'_> {
     /// Ends early whatever can be of what is in a lower device's channel.
     pub fn abort_all(&mut self, base: ChannelId) {
         self.inner.queue.push_back(Step::AbortAll(base));
+    }
+
+    /// Has [`IoChannel::poll`](super::IoChannel::poll) called once, after what is submitted together with this.
+    #[inline]
+    pub fn poll_soon(&mut self) {
+        self.inner.queue.push_back(Step::Poll(self.channel));
     }
 
     /// Starts a file operation with the I/O's payload; it comes back through [`IoChannel::file_done`].
@@ -427,6 +434,14 @@ impl IoRuntime {
         }
     }
 
+    fn poll_channel(&mut self, channel: ChannelId) {
+        // What it asked to be polled for may have been aborted, and the channel be closed.
+        let module = self.channels.get_mut(channel.0 as usize).and_then(|slot| slot.module.as_mut());
+        if let Some(module) = module {
+            module.poll(&mut IoCx { inner: &mut self.inner, channel });
+        }
+    }
+
     pub(super) fn abort_all(&mut self, channel: ChannelId) {
         // The layer above holds it open for as long as it may name it, but its device may be gone.
         if let Some(module) = self.channels[channel.0 as usize].module.as_mut() {
@@ -704,6 +719,7 @@ impl IoRuntime {
                     Step::Submit(channel, io) => self.enter(channel, io),
                     Step::Complete(io) => self.finish(io),
                     Step::AbortAll(channel) => self.abort_all(channel),
+                    Step::Poll(channel) => self.poll_channel(channel),
                 }
             }
             if !self.admit_waiting() && !self.feed_bounce_waiters() {

@@ -11,15 +11,17 @@
 //! - A block never crosses a chunk, and a chunk's bytes are only reached under its lock: no block is ever torn, whatever
 //!   the reactors do at the same time.
 //! - Only compare-and-write holds several locks at once; it takes them in ascending order.
-//! - Every operation ends within `submit`, so a shrunk device has no I/O beyond its end once all reactors know of the new
-//!   size; only then are the chunks beyond it freed, and growing again shows zeroes.
+//! - An operation looks at the size when it is done, and is done in one go, so a shrunk device has no I/O beyond its end
+//!   once all reactors know of the new size; only then are the chunks beyond it freed, and growing again shows zeroes.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use futures_util::future::BoxFuture;
-use reactor::{Buffer, Buffers};
+use reactor::buffer::prefetch;
+use reactor::{Buffer, Buffers, Progress};
 use schema::{ConfigEntry, Kind, Method, Param, Params, RpcError, code};
 use serde_json::{Value, json};
 use smallvec::SmallVec;
@@ -29,8 +31,8 @@ use super::Module;
 use super::common::{MIB, REFUSED_MD, check_physical, check_size, device_as, refuse_metadata, take_uuid, whole_blocks};
 use crate::conformance::{Spec, Subject};
 use crate::core::{
-    Bdev, BdevError, BdevInfo, BdevSystem, ChannelCx, Geometry, Io, IoChannel, IoCx, IoStatus, NewBdev, Op, OpKind,
-    OpSet,
+    Bdev, BdevError, BdevInfo, BdevSystem, ChannelCx, Geometry, Io, IoChannel, IoCx, IoStatus, IoTag, NewBdev, Op,
+    OpKind, OpSet,
 };
 
 /// The module.
@@ -48,6 +50,9 @@ const MIDDLES: usize = 512;
 const TOPS: usize = 1024;
 /// The largest disk, in bytes: 16 TiB.
 const MAX_BYTES: u64 = (CHUNK * CHUNKS * MIDDLES) as u64 * TOPS as u64;
+
+/// Bytes of an operation that are brought near beforehand.
+const PREFETCH: usize = 4096;
 
 type Chunk = RwLock<Option<Buffer>>;
 type Page = OnceLock<Box<[Chunk]>>;
@@ -135,6 +140,14 @@ impl Memory {
             self.top[index / (CHUNKS * MIDDLES)].get_or_init(|| (0..MIDDLES).map(|_| OnceLock::new()).collect());
         let page = middle[index / CHUNKS % MIDDLES].get_or_init(|| (0..CHUNKS).map(|_| RwLock::default()).collect());
         &page[index % CHUNKS]
+    }
+
+    fn prefetch(&self, offset: u64, len: usize) {
+        let Some(chunk) = self.chunk(offset / CHUNK as u64) else { return };
+        let start = (offset % CHUNK as u64) as usize;
+        if let Some(bytes) = read(chunk).as_deref() {
+            prefetch(&bytes[start..CHUNK.min(start + len)]);
+        }
     }
 
     fn read(&self, offset: u64, out: &mut Buffers) {
@@ -300,6 +313,7 @@ impl Bdev for Malloc {
             num_blocks: Arc::clone(&self.num_blocks),
             memory: Arc::clone(&self.memory),
             scratch: Buffers::new(),
+            batch: VecDeque::new(),
         }))
     }
 
@@ -327,9 +341,19 @@ struct MallocChannel {
     memory: Arc<Memory>,
     /// For copies; made by the first.
     scratch: Buffers,
+    /// Operations of this step, in order. Bounded by the I/Os that the reactor's pool has.
+    batch: VecDeque<Io>,
 }
 
 impl MallocChannel {
+    /// Brings the start of what an operation moves near, while the one before it is done: a copy waits for memory far
+    /// longer than it moves bytes.
+    fn prefetch(&self, io: &Io) {
+        if matches!(io.op(), Op::Read | Op::Write { .. }) {
+            self.memory.prefetch(io.lba() * self.block_size, io.bufs().len().min(PREFETCH));
+        }
+    }
+
     fn perform(&mut self, io: &mut Io) -> IoStatus {
         let (op, lba, blocks) = (io.op(), io.lba(), io.blocks());
         if matches!(op, Op::Flush | Op::Reset) {
@@ -371,9 +395,39 @@ impl MallocChannel {
 }
 
 impl IoChannel for MallocChannel {
-    fn submit(&mut self, mut io: Io, cx: &mut IoCx<'_>) {
-        let status = self.perform(&mut io);
-        cx.complete(io, status);
+    #[inline]
+    fn submit(&mut self, io: Io, cx: &mut IoCx<'_>) {
+        if self.batch.is_empty() {
+            cx.poll_soon();
+        }
+        self.batch.push_back(io);
+    }
+
+    fn poll(&mut self, cx: &mut IoCx<'_>) -> Progress {
+        let Some(mut io) = self.batch.pop_front() else { return Progress::Idle };
+        loop {
+            let next = self.batch.pop_front();
+            if let Some(next) = &next {
+                self.prefetch(next);
+            }
+            let status = self.perform(&mut io);
+            cx.complete(io, status);
+            match next {
+                Some(next) => io = next,
+                None => return Progress::Busy,
+            }
+        }
+    }
+
+    fn abort(&mut self, tag: IoTag, cx: &mut IoCx<'_>) -> bool {
+        let found = self.batch.iter().position(|io| io.tag() == tag).and_then(|at| self.batch.remove(at));
+        found.map(|io| cx.complete(io, IoStatus::Aborted)).is_some()
+    }
+
+    fn abort_all(&mut self, cx: &mut IoCx<'_>) {
+        for io in self.batch.drain(..) {
+            cx.complete(io, IoStatus::Aborted);
+        }
     }
 }
 
