@@ -43,6 +43,9 @@ use crate::state::{StateDir, checksum};
 /// How long a stop waits for hosts' commands to end.
 const STOP_PATIENCE: Duration = Duration::from_millis(1200);
 
+/// How long a stop waits for JSON-RPC calls to end.
+const RPC_STOP_PATIENCE: Duration = Duration::from_millis(300);
+
 /// Options of `ringstone serve`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -276,7 +279,12 @@ impl Appliance {
             Some(path) => path.clone(),
             None => defaults::rpc_socket(self.state.path()),
         };
-        let server = Server::bind(&socket, Arc::clone(&self.table), Limits::default()).map_err(|e| e.to_string())?;
+        let server = Server::bind(
+            &socket,
+            Arc::clone(&self.table),
+            Limits { stop_timeout: RPC_STOP_PATIENCE, ..Limits::default() },
+        )
+        .map_err(|e| e.to_string())?;
         watch_signals(&self.stop)?;
         let mut stopped = self.stop.subscribe();
         let stop = async move {
