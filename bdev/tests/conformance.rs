@@ -192,3 +192,33 @@ fn a_file_cut_short_fails_beyond_its_end() {
         client.close();
     }
 }
+
+/// A channel whose last requests wait for the pool closes when they have been refused, not when its client lets go.
+#[test]
+fn a_removed_channel_closes_behind_those_who_waited() {
+    let config = WorldConfig { io_pool: 2, reactors: 1, ..WorldConfig::default() };
+    let mut world = World::on_host(EngineChoice::Threads, config);
+    let system = Arc::clone(world.system());
+    world.block_on(malloc::create(&system, "base", None, malloc::MallocOptions::new(512, 64))).unwrap();
+    let bdev = world.block_on(passthru::create(&system, "top", None, "base")).unwrap();
+    let mut client = Client::open(&mut world, 0, &bdev);
+    let marks: Vec<u64> = (0..20).map(|n| client.submit(Op::Read, n, 1, Buffers::heap(512))).collect();
+    let removing = Arc::clone(&system);
+    let removed = world.start(async move { removing.remove("top").await });
+    world.step_until("the removal to begin", |_| client.is_told_of_removal());
+    (0..10).for_each(|_| world.step());
+    assert!(client.outstanding() == 20, "nobody has given an I/O back to the pool");
+    let open = |world: &mut World| world.runtime(0).borrow().channel_refs().iter().any(|(name, _)| name == "base");
+    assert!(open(&mut world));
+    client.wait_all(&mut world);
+    (0..10).for_each(|_| world.step());
+    assert!(!open(&mut world), "the removed device still has its base open");
+    let refused = marks.iter().filter(|&&mark| client.take(mark).unwrap().status == IoStatus::NoDevice).count();
+    assert!(refused >= 18, "{refused}");
+    client.close();
+    world.step_until("the removal", |_| !removed.is_pending());
+    removed.take().unwrap().unwrap();
+    drop(bdev);
+    world.block_on(system.remove("base")).unwrap();
+    world.assert_clean();
+}
