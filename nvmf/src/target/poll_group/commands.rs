@@ -7,7 +7,7 @@ use reactor::{Buffers, Context};
 
 use super::{HeldFused, LocalNamespace, Origin, PollGroup, Role, Work};
 use crate::spec::command::NSID_ALL;
-use crate::spec::opcode::FABRICS;
+use crate::spec::opcode::{FABRICS, fabrics};
 use crate::spec::{Cqe, FabricsCommand, IoCommand, Sqe, Status};
 use crate::target::controller::{Admin, AdminEnv, Effect, ErrorRecord};
 use crate::target::io::{self, Piece, Plan};
@@ -195,6 +195,8 @@ impl PollGroup {
         let ready = io.shared.ready.load(std::sync::atomic::Ordering::Acquire);
         let held = io.fused.take();
         let command = match IoCommand::parse(sqe) {
+            // A queue is connected once (Base 6.3).
+            _ if sqe.opcode == FABRICS && sqe.fctype() == fabrics::CONNECT => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
             // Authentication is not offered, and single queues are not deleted.
             _ if sqe.opcode == FABRICS => Err(Status::INVALID_OPCODE.dnr()),
             _ if !ready => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),

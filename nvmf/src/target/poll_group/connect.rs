@@ -87,13 +87,17 @@ impl PollGroup {
         let cid = sqe.cid.get();
         let bytes = data.to_vec();
         runtime.pool().put(data);
-        let command = match FabricsCommand::parse(sqe) {
-            Ok(FabricsCommand::Connect(connect)) if sqe.opcode == FABRICS => connect,
-            Err(status) if sqe.opcode == FABRICS => return self.complete(index, slot, Cqe::new(cid, status), None),
-            _ => {
+        let parsed = match sqe.opcode {
+            FABRICS => FabricsCommand::parse(sqe),
+            _ => Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
+        };
+        let command = match parsed {
+            Ok(FabricsCommand::Connect(connect)) => connect,
+            Ok(_) => {
                 let cqe = Cqe::new(cid, Status::COMMAND_SEQUENCE_ERROR.dnr());
                 return self.complete(index, slot, cqe, None);
             }
+            Err(status) => return self.complete(index, slot, Cqe::new(cid, status), None),
         };
         let connected = match ConnectData::parse(&bytes) {
             Ok(data) if command.qid == 0 => self.connect_admin(cx, index, &command, &data),
