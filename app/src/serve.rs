@@ -137,6 +137,7 @@ fn choose_cores(options: &Options) -> Result<Vec<usize>, String> {
 /// Runs the command.
 pub fn main(options: &Options) -> ExitCode {
     let log = Log::start();
+    end_with_a_reactor();
     match run(options, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -144,6 +145,18 @@ pub fn main(options: &Options) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A reactor that panics leaves its hosts hanging: the process ends with it, so that whoever started it starts it again,
+/// and hosts reconnect to what was saved.
+fn end_with_a_reactor() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if std::thread::current().name().is_some_and(|name| name.starts_with("reactor_")) {
+            std::process::abort();
+        }
+    }));
 }
 
 fn run(options: &Options, log: &Arc<Log>) -> Result<(), String> {
