@@ -15,6 +15,7 @@
 //! | [`types`] | operations, statuses, geometry |
 //! | [`io`] | the travelling I/O, its pool and its home |
 //! | [`channel`] | the traits that a module implements |
+//! | [`cx`] | what a module is lent while it works |
 //! | [`runtime`] | one reactor's part of the layer |
 //! | [`saga`] | split and emulated operations |
 //! | [`locks`] | range locks and quiescing across reactors |
@@ -23,6 +24,7 @@
 //! | [`stats`] | counters |
 
 pub mod channel;
+pub mod cx;
 pub mod io;
 pub mod locks;
 pub mod registry;
@@ -33,9 +35,10 @@ pub mod system;
 pub mod types;
 
 pub use channel::{Bdev, IoChannel};
+pub use cx::{ChannelCx, IoCx};
 pub use io::{Completion, Io, IoRequest, IoTag};
 pub use registry::{BdevEvent, BdevInfo, ClaimKind, Descriptor};
-pub use runtime::{ChannelCx, ChannelId, ClientId, IoCx, IoRuntime, RuntimeConfig};
+pub use runtime::{ChannelId, ClientId, IoRuntime, RuntimeConfig};
 pub use stats::IoStats;
 pub use system::{BdevError, BdevSystem, NewBdev};
 pub use types::{Geometry, IoStatus, Op, OpKind, OpSet};

@@ -8,9 +8,10 @@ use reactor::{Instant, Progress};
 use schema::ConfigEntry;
 use serde_json::Value;
 
+use super::cx::{ChannelCx, IoCx};
 use super::io::{Io, IoTag};
 use super::registry::BdevInfo;
-use super::runtime::{ChannelCx, ChannelId, IoCx};
+use super::runtime::ChannelId;
 use super::types::{Geometry, IoStatus, OpSet};
 
 /// A block device: shared by all reactors, stateless on the data path.

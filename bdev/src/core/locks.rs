@@ -1,7 +1,7 @@
 //! Range locks and quiescing across reactors.
 //!
 //! A compare-and-write must see no other write to its blocks between its two halves, from any reactor; a reset must see
-//! the whole device at rest. Both take a lock in the device's [`LockTable`] and then close a [`Gate`] in every reactor's
+//! the whole device at rest. Both take a lock in the device's `LockTable` and then close a `Gate` in every reactor's
 //! channel:
 //!
 //! ```text

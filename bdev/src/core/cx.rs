@@ -1,0 +1,111 @@
+//! What the layer lends to a module: while it handles an I/O, and while a channel opens or closes.
+
+use std::io;
+use std::sync::Arc;
+
+use reactor::file::{File, FileOp, FileRequest, FileSlot};
+use reactor::{BufferPool, Instant, ReactorId};
+
+use super::io::Io;
+use super::registry::BdevInfo;
+use super::runtime::{ChannelId, Inner, IoRuntime, Step};
+use super::types::IoStatus;
+
+/// What modules reach while they handle an I/O.
+pub struct IoCx<'a> {
+    pub(super) inner: &'a mut Inner,
+    pub(super) channel: ChannelId,
+}
+
+impl IoCx<'_> {
+    /// Ends an operation on its own reactor.
+    #[inline]
+    pub fn complete(&mut self, mut io: Io, status: IoStatus) {
+        io.body_mut().status = status;
+        self.inner.queue.push_back(Step::Complete(io));
+    }
+
+    /// Passes an operation on to a lower device's channel; it comes back through
+    /// [`IoChannel::completed`](super::IoChannel::completed).
+    #[inline]
+    pub fn forward(&mut self, to: ChannelId, mut io: Io) {
+        io.body_mut().frames.top().expect("a module holds an Io under its own frame").forwarded = true;
+        self.inner.queue.push_back(Step::Submit(to, io));
+    }
+
+    /// Ends early whatever can be of what is in a lower device's channel.
+    pub fn abort_all(&mut self, base: ChannelId) {
+        self.inner.queue.push_back(Step::AbortAll(base));
+    }
+
+    /// Has [`IoChannel::poll`](super::IoChannel::poll) called once, after what is submitted together with this.
+    #[inline]
+    pub fn poll_soon(&mut self) {
+        self.inner.queue.push_back(Step::Poll(self.channel));
+    }
+
+    /// Starts a file operation with the I/O's payload; it comes back through [`IoChannel::file_done`](super::IoChannel::file_done).
+    #[inline]
+    pub fn submit_file(&mut self, slot: FileSlot, op: FileOp, offset: u64, io: Io) {
+        let request = FileRequest { slot, op, offset, payload: io.into_body(), token: self.channel.0.into() };
+        self.inner.engine.submit(request);
+    }
+
+    /// The instant of this poll.
+    #[inline]
+    pub fn now(&self) -> Instant {
+        self.inner.now
+    }
+
+    /// Payload memory.
+    pub fn pool(&mut self) -> &mut BufferPool {
+        &mut self.inner.pool
+    }
+}
+
+/// What modules reach while a channel opens or closes.
+pub struct ChannelCx<'a> {
+    pub(super) runtime: &'a mut IoRuntime,
+    /// Height of the highest lower device whose channel was opened through this.
+    pub(super) height: usize,
+}
+
+impl ChannelCx<'_> {
+    /// Opens the channel of a lower device.
+    ///
+    /// # Errors
+    /// As the lower device says, or when devices are stacked too deep.
+    pub fn get_channel(&mut self, bdev: &Arc<BdevInfo>) -> io::Result<ChannelId> {
+        let channel = self.runtime.get_channel(bdev)?;
+        self.height = self.height.max(self.runtime.channels[channel.0 as usize].height);
+        Ok(channel)
+    }
+
+    /// Gives a lower device's channel back.
+    pub fn put_channel(&mut self, channel: ChannelId) {
+        self.runtime.put_channel(channel);
+    }
+
+    /// Makes a file known to this reactor's engine.
+    ///
+    /// # Errors
+    /// When the host refuses.
+    pub fn attach_file(&mut self, file: Arc<dyn File>) -> io::Result<FileSlot> {
+        self.runtime.inner.engine.attach(file)
+    }
+
+    /// Forgets a file.
+    pub fn detach_file(&mut self, slot: FileSlot) {
+        self.runtime.inner.engine.detach(slot);
+    }
+
+    /// What file I/O is done with on this reactor.
+    pub fn file_mode(&self) -> String {
+        self.runtime.inner.engine.mode()
+    }
+
+    /// The reactor that the channel is on.
+    pub fn reactor(&self) -> ReactorId {
+        self.runtime.reactor
+    }
+}
