@@ -255,10 +255,14 @@ impl PollGroup {
     }
 
     pub(super) fn close_ended(&mut self, cx: &mut Context) {
-        for (index, why) in std::mem::take(&mut self.ended) {
-            let Some(qp) = self.qpairs.get(index).filter(|qp| !qp.closed) else { continue };
-            tracing::debug!(peer = %qp.qpair.peer_addr(), why, "connection closes");
-            self.close(cx, index, &why);
+        // To the end at once: closing an admin queue adds its I/O queues, and a name that is left behind could be another
+        // queue's by the time that it is looked at.
+        while !self.ended.is_empty() {
+            for (index, why) in std::mem::take(&mut self.ended) {
+                let Some(qp) = self.qpairs.get(index).filter(|qp| !qp.closed) else { continue };
+                tracing::debug!(peer = %qp.qpair.peer_addr(), why, "connection closes");
+                self.close(cx, index, &why);
+            }
         }
     }
 
