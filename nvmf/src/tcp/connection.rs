@@ -4,11 +4,12 @@ use super::codec::{Fatal, Framing};
 use super::digest::{Crc32c, crc32c};
 use super::output::Output;
 use super::receive::{Incoming, Rx};
-use super::slots::{Plan, SlotState, Slots};
+use super::slots::{Mate, Plan, SlotState, Slots};
 use crate::spec::pdu::{
     CapsuleResp, CommonHeader, DIGEST_BYTES, DataPdu, Fes, IcResp, MAX_HEADER_BYTES, MAX_PDA, MAX_TERM_BYTES,
     MAX_TERM_DATA_BYTES, MIN_MAXH2CDATA, PduType, R2t, TermReq, alignment_bytes, data_offset, dgst, flags,
 };
+use crate::spec::sqe::Fuse;
 use crate::spec::{Cqe, Sqe, Status};
 use reactor::buffer::Buffers;
 use std::collections::VecDeque;
@@ -230,6 +231,8 @@ pub struct Connection {
     pub(super) tx_per_command: usize,
     pub(super) r2t_bytes: u32,
     pub(super) seq: u32,
+    /// The last command that came, when it is the first half of a fused operation.
+    fused_first: Option<u16>,
     sq_head: u32,
     sq_entries: u32,
     sq_flow_control: bool,
@@ -285,6 +288,7 @@ impl Connection {
             tx_per_command: 0,
             r2t_bytes: 0,
             seq: 0,
+            fused_first: None,
             sq_head: 0,
             sq_entries: u32::from(config.slots),
             sq_flow_control: true,
@@ -478,6 +482,7 @@ impl Connection {
         self.rx = Rx::Dead;
         self.ready.clear();
         self.waiting.clear();
+        self.fused_first = None;
         self.r2t_bytes = 0;
         for slot in self.slots.iter_mut() {
             if slot.state != SlotState::Executing {
@@ -562,6 +567,11 @@ impl Connection {
                 self.waiting.remove(place);
                 self.make_ready(index);
             }
+        } else if slot.state == SlotState::Ready && slot.mate == Mate::Awaited {
+            // Nothing has to come behind it any more.
+            slot.mate = Mate::None;
+            self.fused_first = None;
+            self.ready.push_back(index);
         }
         AbortOutcome::Undelivered
     }
@@ -569,7 +579,36 @@ impl Connection {
     #[inline]
     pub(super) fn make_ready(&mut self, index: u16) {
         self.slots[index].state = SlotState::Ready;
-        self.ready.push_back(index);
+        match self.slots[index].mate {
+            Mate::None => self.ready.push_back(index),
+            Mate::Awaited => {}
+            Mate::Slot(other) if self.slots[other].state == SlotState::Ready => {
+                let is_first = self.slots[index].seq.wrapping_add(1) == self.slots[other].seq;
+                self.ready.extend(if is_first { [index, other] } else { [other, index] });
+            }
+            Mate::Slot(_) => {}
+        }
+    }
+
+    /// Joins a command that has just come with the one before it, if they are the halves of a fused operation.
+    #[inline]
+    pub(super) fn join_fused(&mut self, index: u16, fuse: Fuse) {
+        if let Some(first) = self.fused_first.take() {
+            if fuse == Fuse::Second {
+                self.slots[first].mate = Mate::Slot(index);
+                self.slots[index].mate = Mate::Slot(first);
+            } else {
+                // It stays alone, and will be answered so.
+                self.slots[first].mate = Mate::None;
+                if self.slots[first].state == SlotState::Ready {
+                    self.ready.push_back(first);
+                }
+            }
+        }
+        if fuse == Fuse::First && self.is_io_queue {
+            self.slots[index].mate = Mate::Awaited;
+            self.fused_first = Some(index);
+        }
     }
 
     /// Data digests of the host that did not match.

@@ -9,9 +9,13 @@ use crate::spec::pdu::{
     COMMON_HEADER_BYTES, CapsuleCmd, CommonHeader, DIGEST_BYTES, DataPdu, Fes, IcReq, MAX_PDA, PduType, TermReq, dgst,
     flags,
 };
-use crate::spec::sqe::Sgl;
+use crate::spec::sqe::{Fuse, Sgl};
 use crate::spec::{Sqe, Status};
+use reactor::buffer::Buffers;
 use zerocopy::FromBytes;
+
+/// Longest data of half a fused operation that gets memory of its own: the largest block.
+const MAX_FUSED_BYTES: u32 = 64 * 1024;
 
 /// What the next byte of the stream belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,13 +266,15 @@ impl Connection {
         let index =
             self.slots.take(sqe, seq).ok_or(Fatal::sequence("more commands outstanding than the queue has entries"))?;
         self.seq = seq.wrapping_add(1);
+        self.join_fused(index, sqe.fuse());
         let slot = &mut self.slots[index];
         slot.plan = plan.unwrap_or(Plan::None);
         slot.verdict = plan.err().unwrap_or(Status::SUCCESS);
         match slot.plan {
             Plan::ToHost { .. } | Plan::FromHost { .. } => {
                 slot.state = SlotState::Waiting;
-                if !self.waiting.is_empty() || !self.give_memory(index, alloc) {
+                let in_line = !self.waiting.is_empty() && sqe.fuse() == Fuse::None;
+                if in_line || !self.give_memory(index, alloc) {
                     self.waiting.push_back(index);
                 }
                 return Ok(());
@@ -358,7 +364,7 @@ impl Connection {
         if need == Need::HostData && self.r2t_bytes > 0 && self.r2t_bytes + len > self.config.r2t_window_bytes {
             return false;
         }
-        let Some(data) = alloc(len, need) else { return false };
+        let Some(data) = alloc(len, need).or_else(|| self.fused_memory(index, len)) else { return false };
         assert_eq!(data.len(), len as usize, "memory of the length asked for");
         let slot = &mut self.slots[index];
         slot.data = data;
@@ -373,6 +379,14 @@ impl Connection {
         true
     }
 
+    /// Memory of its own for half a fused operation that finds none. It holds what it has until the other half has its own,
+    /// and all halves together could wait for each other with everything there is. Only one block is fused, and the queue
+    /// bounds how many.
+    fn fused_memory(&self, index: u16, len: u32) -> Option<Buffers> {
+        let fused = self.is_io_queue && self.slots[index].sqe.fuse() != Fuse::None;
+        (fused && len <= MAX_FUSED_BYTES).then(|| Buffers::heap(len as usize))
+    }
+
     /// Gets memory for the in-capsule data that comes next. False if there is none.
     fn begin_capsule_data(&mut self, alloc: &mut Alloc<'_>) -> bool {
         let incoming = &mut self.incoming;
@@ -381,14 +395,15 @@ impl Connection {
             incoming.rest += incoming.take;
             incoming.take = 0;
         } else if incoming.take > 0 {
-            let Some(data) = alloc(incoming.take, Need::InCapsule) else {
+            let (index, take) = (incoming.slot, incoming.take);
+            let Some(data) = alloc(take, Need::InCapsule).or_else(|| self.fused_memory(index, take)) else {
                 self.rx = Rx::Stalled;
                 return false;
             };
-            assert_eq!(data.len(), incoming.take as usize, "memory of the length asked for");
-            slot.data = data;
+            assert_eq!(data.len(), take as usize, "memory of the length asked for");
+            self.slots[index].data = data;
         }
-        slot.state = SlotState::InCapsule;
+        self.slots[self.incoming.slot].state = SlotState::InCapsule;
         self.rx = Rx::Data;
         true
     }

@@ -9,6 +9,18 @@ use zerocopy::FromZeros;
 
 const NONE: u16 = u16::MAX;
 
+/// The other half of a fused operation (Base 3.4.2): the two are delivered one right behind the other, whichever has its
+/// data first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mate {
+    /// The command stands alone.
+    None,
+    /// It is a first half, and the next command on the queue is still to come.
+    Awaited,
+    /// The slot of the other half.
+    Slot(u16),
+}
+
 /// Where a command stands.
 ///
 /// ```text
@@ -28,7 +40,7 @@ pub(super) enum SlotState {
     InCapsule,
     /// An R2T is out; H2CData is arriving.
     Transfer,
-    /// In the event queue.
+    /// In the event queue, or kept back for the other half of a fused operation.
     Ready,
     /// Delivered, not completed.
     Executing,
@@ -58,6 +70,7 @@ pub(super) struct Slot {
     pub received: u32,
     /// Running number of the command on its queue.
     pub seq: u32,
+    pub mate: Mate,
     /// Success, or what the command will be rejected with once its data has passed.
     pub verdict: Status,
     pub sqe: Sqe,
@@ -89,6 +102,7 @@ impl Slots {
                 next: if i + 1 == count { NONE } else { i + 1 },
                 received: 0,
                 seq: 0,
+                mate: Mate::None,
                 verdict: Status::SUCCESS,
                 sqe: Sqe::new_zeroed(),
                 data: Buffers::new(),
@@ -122,6 +136,7 @@ impl Slots {
         slot.sqe = *sqe;
         slot.cid = sqe.cid.get();
         slot.seq = seq;
+        slot.mate = Mate::None;
         slot.received = 0;
         slot.verdict = Status::SUCCESS;
         slot.next = self.buckets[bucket];

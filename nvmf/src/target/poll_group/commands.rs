@@ -40,6 +40,11 @@ impl PollGroup {
         let qp = &mut self.qpairs[index];
         match (event, &qp.role) {
             (Event::Rejected { slot, sqe, status, .. }, _) => {
+                if let Role::Io(io) = &mut self.qpairs[index].role {
+                    // The first half of a fused operation waits for nothing but the next command.
+                    let held = io.fused.take();
+                    self.fail_fused(runtime, index, held);
+                }
                 self.complete(index, slot, Cqe::new(sqe.cid.get(), status), None);
             }
             (Event::Command { slot, seq, sqe, data }, Role::Io(_)) => {
