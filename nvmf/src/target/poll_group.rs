@@ -218,6 +218,8 @@ pub struct PollGroup {
     flushing: Vec<usize>,
     listeners: Slab<(ListenAddress, Box<dyn Acceptor>)>,
     accepting: bool,
+    /// Connections wait that could not be accepted: look again with the next timer.
+    accept_later: bool,
     subsystems: Slab<LocalSubsystem>,
     subsystem_by_nqn: HashMap<String, usize>,
     namespaces: Slab<LocalNamespace>,
@@ -267,6 +269,7 @@ impl PollGroup {
             flushing: Vec::new(),
             listeners: Slab::new(),
             accepting: false,
+            accept_later: false,
             subsystems: Slab::new(),
             subsystem_by_nqn: HashMap::new(),
             namespaces: Slab::new(),
@@ -406,6 +409,7 @@ impl PollGroup {
             let batch = acceptor.accept(ACCEPT_BATCH);
             // A full batch may have left some behind: the next poll looks again.
             self.accepting |= batch.len() == ACCEPT_BATCH;
+            self.accept_later |= acceptor.wants_retry();
             arrived.extend(batch.into_iter().map(|incoming| (address.clone(), incoming)));
         }
         let busy = !arrived.is_empty();
@@ -417,6 +421,7 @@ impl PollGroup {
 
     fn run_timers(&mut self, now: Instant) {
         self.next_timer = now + TIMER_PERIOD;
+        self.accepting |= std::mem::take(&mut self.accept_later);
         for (index, qp) in &mut self.qpairs {
             if qp.closed {
                 continue;
@@ -470,7 +475,7 @@ impl PollGroup {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        (!self.qpairs.is_empty()).then_some(self.next_timer)
+        (!self.qpairs.is_empty() || self.accept_later).then_some(self.next_timer)
     }
 
     fn ready(&mut self, key: u64, ready: Ready) {

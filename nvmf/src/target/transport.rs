@@ -107,6 +107,11 @@ pub trait Incoming: Send {
 pub trait Acceptor: Send {
     /// Connections that came since the last call, at most `max`.
     fn accept(&mut self, max: usize) -> Vec<Box<dyn Incoming>>;
+    /// Connections may be waiting that the host could not hand over (it was out of descriptors or memory), and nothing will
+    /// announce them again: call `accept` once more after a while.
+    fn wants_retry(&self) -> bool {
+        false
+    }
     /// Starts reporting readiness to `poller` under `key`.
     ///
     /// # Errors

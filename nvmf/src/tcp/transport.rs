@@ -61,18 +61,21 @@ impl Transport for TcpTransport {
             maxh2cdata: options.max_io_size.max(4096),
             ..connection::Config::default()
         };
-        Ok(Box::new(TcpAcceptor { listener, config, watch: None }))
+        Ok(Box::new(TcpAcceptor { listener, config, failed: false, watch: None }))
     }
 }
 
 struct TcpAcceptor {
     listener: Box<dyn Listener>,
     config: connection::Config,
+    /// The last connection could not be accepted and still waits.
+    failed: bool,
     watch: Option<WatchId>,
 }
 
 impl Acceptor for TcpAcceptor {
     fn accept(&mut self, max: usize) -> Vec<Box<dyn Incoming>> {
+        self.failed = false;
         let mut arrived: Vec<Box<dyn Incoming>> = Vec::new();
         while arrived.len() < max {
             match self.listener.accept() {
@@ -80,11 +83,16 @@ impl Acceptor for TcpAcceptor {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => {
                     tracing::warn!(address = %self.listener.local_addr(), %error, "a connection cannot be accepted");
+                    self.failed = true;
                     break;
                 }
             }
         }
         arrived
+    }
+
+    fn wants_retry(&self) -> bool {
+        self.failed
     }
 
     fn watch(&mut self, cx: &mut Context, poller: PollerId, key: u64) -> io::Result<()> {
