@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod disk;
+pub mod host;
 pub mod load;
 pub mod model;
 pub mod net;
@@ -12,7 +13,9 @@ mod park;
 pub mod platform;
 pub mod seeds;
 pub mod sim;
+pub mod target;
 pub mod trace;
+pub mod vandal;
 pub mod world;
 
 pub use bdev::conformance::Rng;

@@ -157,7 +157,7 @@ impl Parker for SimParker {
     }
 
     fn unparker(&self) -> Arc<dyn Unpark> {
-        let flags = Arc::clone(self.sim.lock().parks.flags(self.index));
-        flags
+        let state = self.sim.lock();
+        Arc::clone(state.parks.flags(self.index)) as Arc<dyn Unpark>
     }
 }

@@ -153,6 +153,9 @@ pub struct World {
     config: WorldConfig,
     rounds: u64,
     idle: bool,
+    /// Rounds in a row in which reactors found nothing to do and would not sleep either.
+    spins: u32,
+    spinning: bool,
 }
 
 impl World {
@@ -197,6 +200,8 @@ impl World {
             config,
             rounds: 0,
             idle: false,
+            spins: 0,
+            spinning: false,
         }
     }
 
@@ -290,7 +295,9 @@ impl World {
             busy |= actor.borrow_mut().act(&self.view).is_busy();
         }
         self.idle = false;
-        if !busy {
+        if busy {
+            self.spins = 0;
+        } else {
             self.jump();
         }
     }
@@ -302,6 +309,7 @@ impl World {
             order.swap(n, self.rng.below(n as u64 + 1) as usize);
         }
         let mut busy = false;
+        self.spinning = false;
         for index in order {
             let slow = self.rng.below(4096);
             let slot = &mut self.reactors[index];
@@ -313,10 +321,6 @@ impl World {
             if slot.stalled_until > now {
                 continue;
             }
-            if slow % 8 == 1 {
-                busy = true;
-                continue;
-            }
             if let Some(deadline) = slot.asleep {
                 if !slot.flags.is_woken() && deadline.is_none_or(|deadline| deadline > now) {
                     continue;
@@ -325,10 +329,15 @@ impl World {
                 slot.reactor.context().waker().retract();
                 slot.flags.clear_wakes();
             }
+            if slow % 8 == 1 {
+                // The others are faster.
+                self.spinning = true;
+                continue;
+            }
             if slot.reactor.step().is_busy() {
                 busy = true;
             } else if self.config.sleeps {
-                busy |= !slot.fall_asleep(now);
+                self.spinning |= !slot.fall_asleep(now);
             }
         }
         busy
@@ -360,8 +369,18 @@ impl World {
             Some(deadline) => deadline,
             None => slot.reactor.next_deadline(),
         });
-        let actors = self.actors.iter().filter_map(|actor| actor.borrow().deadline());
-        match sleepers.chain(actors).chain(self.view.sim.next_event()).min() {
+        // One that has passed has been seen: there was nothing to do.
+        let actors = self.actors.iter().filter_map(|actor| actor.borrow().deadline()).filter(|&at| at > now);
+        let next = sleepers.chain(actors).chain(self.view.sim.next_event()).min();
+        if self.spinning {
+            // It may find something at any moment, so time goes by in steps; but ever longer ones.
+            self.spins += 1;
+            let step = 1_000 << (self.spins / 64).min(14);
+            let step = next.map_or(step, |next| step.min(next.nanos_since(now)));
+            self.view.sim.advance(step);
+            return;
+        }
+        match next {
             Some(next) if next > now => {
                 self.view.sim.advance(next.0 - now.0);
             }

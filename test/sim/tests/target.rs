@@ -1,0 +1,437 @@
+//! The whole target on simulated reactors, network and disks, with hosts that check what they are told.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bdev::core::BdevSystem;
+use bdev::modules::{malloc, uring};
+use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
+use nvmf::target::system::NvmfSystem;
+use nvmf::target::view::TransportOptions;
+use reactor::buffer::PoolConfig;
+use ringstone_sim::host::{Allowed, Host, HostConfig, Namespaces, SharedNamespaces, host_nqn};
+use ringstone_sim::seeds;
+use ringstone_sim::target::{NQN, Target, address, listen_address};
+use ringstone_sim::vandal::Vandal;
+use ringstone_sim::world::WorldView;
+use ringstone_sim::{Model, Rng, Sim, World, WorldConfig};
+
+/// Seeds of a scenario that once failed, each with what was wrong.
+mod regressions {
+    pub const SERVES: &[u64] = &[];
+    pub const CHURN: &[u64] = &[];
+    pub const NETWORK: &[u64] = &[];
+    pub const DISKS: &[u64] = &[];
+    pub const POWER: &[u64] = &[];
+    pub const SHUTDOWN: &[u64] = &[];
+}
+
+type Scenario = fn(u64);
+
+/// The namespace that comes and goes.
+const FLEETING: u32 = 20;
+
+fn world_config(rng: &mut Rng) -> WorldConfig {
+    let mut config = WorldConfig {
+        reactors: 1 + rng.below(3) as usize,
+        io_pool: 256,
+        buffers: PoolConfig { small: 128, medium: 32, large: 16 },
+        sleeps: !rng.one_in(4),
+        ..WorldConfig::default()
+    };
+    if rng.one_in(2) {
+        // So few that everything waits.
+        config.io_pool = 2 << rng.below(3);
+        config.buffers = PoolConfig {
+            small: rng.below(8) as usize,
+            medium: rng.below(3) as usize,
+            large: 2 + rng.below(2) as usize,
+        };
+    }
+    config
+}
+
+fn transport(rng: &mut Rng) -> TransportOptions {
+    TransportOptions {
+        in_capsule_data_size: 8192,
+        c2h_success: rng.one_in(2),
+        max_io_size: 131_072,
+        ..TransportOptions::default()
+    }
+}
+
+#[derive(Clone)]
+struct Volume {
+    name: String,
+    file: bool,
+    block_size: u32,
+    blocks: u64,
+}
+
+impl Volume {
+    fn draw(rng: &mut Rng, n: usize) -> Volume {
+        Volume { name: format!("vol{n}"), file: rng.one_in(2), block_size: 4096, blocks: 32 + rng.below(300) }
+    }
+
+    fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/volumes/{}.img", self.name))
+    }
+
+    async fn create(self, system: Arc<BdevSystem>) {
+        let made = if self.file {
+            let options = uring::FileOptions {
+                flavor: uring::Flavor::Uring,
+                path: self.path(),
+                block_size: Some(self.block_size),
+                read_only: false,
+                fallocate: None,
+            };
+            uring::create(&system, &self.name, None, options).await
+        } else {
+            let options = malloc::MallocOptions {
+                block_size: self.block_size,
+                num_blocks: self.blocks,
+                physical_block_size: 0,
+                optimal_io_boundary: 0,
+            };
+            malloc::create(&system, &self.name, None, options).await
+        };
+        made.expect("the volume can be made");
+    }
+}
+
+/// A target with volumes and hosts.
+struct Stage {
+    world: World,
+    target: Target,
+    volumes: Vec<Volume>,
+    shared: SharedNamespaces,
+    hosts: Vec<Rc<RefCell<Host>>>,
+    rng: Rng,
+}
+
+impl Stage {
+    fn new(sim: &Arc<Sim>, mut rng: Rng, volumes: Vec<Volume>, models: Option<Vec<Model>>) -> Stage {
+        let config = world_config(&mut rng);
+        let mut world = World::new(sim, config, rng.next_u64());
+        for volume in &volumes {
+            if volume.file && models.is_none() {
+                let bytes = volume.blocks * u64::from(volume.block_size);
+                world.platform().files().create(&volume.path(), bytes).expect("a new file");
+            }
+            let create = volume.clone().create(Arc::clone(world.system()));
+            world.block_on("the volume", create);
+        }
+        let target = Target::install(&mut world, transport(&mut rng));
+        let names: Vec<String> = volumes.iter().map(|volume| volume.name.clone()).collect();
+        target.serve(&mut world, &names);
+        let fresh = || {
+            let model = |volume: &Volume| {
+                let bdev = world.system().get(&volume.name).expect("it was just made");
+                Model::new(volume.blocks, volume.block_size, bdev.device().geometry().volatile_cache)
+            };
+            volumes.iter().map(model).collect()
+        };
+        let models: Vec<Model> = models.unwrap_or_else(fresh);
+        let models = (1..).zip(models).collect();
+        let shared = Rc::new(RefCell::new(Namespaces { models, ..Namespaces::default() }));
+        Stage { world, target, volumes, shared, hosts: Vec::new(), rng }
+    }
+
+    fn add_hosts(&mut self, commands: u64, vanishes: u32) {
+        let view = WorldView { sim: Arc::clone(self.world.sim()) };
+        for number in 0..1 + self.rng.below(3) as u32 {
+            let rng = &mut self.rng;
+            let config = HostConfig {
+                number,
+                subnqn: NQN.into(),
+                addr: address(),
+                queues: 1 + rng.below(4) as u16,
+                entries: 4 + rng.below(40) as u16,
+                commands: commands / 2 + rng.below(commands),
+                vanishes,
+                max_bytes: if rng.one_in(2) { 131_072 } else { 16_384 },
+                digests: (rng.one_in(2), rng.one_in(2)),
+                stalls: rng.one_in(4),
+                dribbles: rng.one_in(8),
+                aborts: rng.one_in(3),
+            };
+            let host = Host::new(&view, config, &self.shared, rng.next_u64());
+            self.world.add_actor(host.clone());
+            self.hosts.push(host);
+        }
+    }
+
+    fn wait_for_hosts(&mut self) {
+        let hosts = self.hosts.clone();
+        self.world.run_until("the hosts to end", |_| hosts.iter().all(|host| host.borrow().is_done()));
+        let succeeded = self.shared.borrow().succeeded;
+        assert!(succeeded > 0, "nothing succeeded");
+    }
+
+    /// Everything goes, and nothing may be left.
+    fn close(mut self) {
+        self.world.clear_actors();
+        self.hosts.clear();
+        self.target.shut_down(&mut self.world);
+        for volume in self.volumes {
+            let system = Arc::clone(self.world.system());
+            let removed = async move { system.remove(&volume.name).await };
+            self.world.block_on("the removal", removed).expect("nobody has it open");
+        }
+        self.world.assert_clean();
+        let sim = Arc::clone(self.world.sim());
+        self.world.run_until("sockets to be closed", |_| sim.open_sockets() == 0);
+    }
+}
+
+fn volumes(rng: &mut Rng) -> Vec<Volume> {
+    (1..2 + rng.below(3) as usize).map(|n| Volume::draw(rng, n)).collect()
+}
+
+fn machine(seed: u64, rng: &mut Rng) -> Arc<Sim> {
+    let sim = Sim::new(seed);
+    sim.disk(|rules| {
+        rules.sector = 4096;
+        rules.volatile_cache = rng.one_in(2);
+        rules.queue_depth = 1 << rng.below(6);
+    });
+    sim.net(|rules| {
+        rules.delay_ns = (1_000, 10_000 + rng.below(500_000));
+        rules.segment = (1, 100 + rng.below(100_000));
+        rules.buffer = (500 + rng.below(5_000), 6_000 + rng.below(400_000));
+    });
+    sim
+}
+
+/// Nothing goes wrong.
+fn serves(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let volumes = volumes(&mut rng);
+    let mut stage = Stage::new(&sim, rng, volumes, None);
+    stage.add_hosts(120, 0);
+    stage.wait_for_hosts();
+    stage.close();
+}
+
+#[test]
+fn target_serves_hosts() {
+    seeds::each("target_serves_hosts", 25, regressions::SERVES, serves);
+}
+
+/// Connections break, go silent, are half closed and full of nonsense; hosts vanish and come back.
+fn network_faults(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let volumes = volumes(&mut rng);
+    let mut stage = Stage::new(&sim, rng, volumes, None);
+    stage.shared.borrow_mut().allowed.disconnects = true;
+    let vanishes = stage.rng.below(4) as u32;
+    stage.add_hosts(80, vanishes);
+    let view = WorldView { sim: Arc::clone(&sim) };
+    let vandals: Vec<_> =
+        (0..stage.rng.below(3)).map(|_| Vandal::new(&view, address(), 6, stage.rng.next_u64())).collect();
+    for vandal in &vandals {
+        stage.world.add_actor(vandal.clone());
+    }
+    let (resets, descriptors) = (stage.rng.one_in(2), stage.rng.one_in(2));
+    sim.net(|rules| {
+        rules.reset_one_in = if resets { 400 } else { 0 };
+        rules.out_of_descriptors_one_in = if descriptors { 3 } else { 0 };
+    });
+    for _ in 0..stage.rng.below(6) {
+        let wait = Duration::from_nanos(stage.rng.below(10_000_000));
+        stage.world.run_for(wait);
+        if stage.rng.one_in(3) {
+            vandals.iter().for_each(|vandal| vandal.borrow_mut().goes_deaf());
+            sim.silence_some();
+        } else {
+            sim.break_connections(1 + stage.rng.below(3) as usize);
+        }
+    }
+    sim.net(|rules| (rules.reset_one_in, rules.out_of_descriptors_one_in) = (0, 0));
+    stage.wait_for_hosts();
+    stage.world.run_until("the vandals to end", |_| vandals.iter().all(|vandal| vandal.borrow().is_done()));
+    stage.close();
+}
+
+#[test]
+fn target_network_faults() {
+    seeds::each("target_network_faults", 25, regressions::NETWORK, network_faults);
+}
+
+/// Reads, writes and flushes fail, disks are slow and full.
+fn disk_faults(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let volumes: Vec<Volume> = volumes(&mut rng).into_iter().map(|volume| Volume { file: true, ..volume }).collect();
+    let mut stage = Stage::new(&sim, rng, volumes, None);
+    let full = stage.rng.one_in(2);
+    stage.shared.borrow_mut().allowed = Allowed { media: true, full, ..Allowed::default() };
+    let rng = &mut stage.rng;
+    sim.disk(|rules| {
+        rules.read_error_one_in = 5 + rng.below(60);
+        rules.write_error_one_in = 5 + rng.below(60);
+        rules.sync_error_one_in = 2 + rng.below(10);
+        rules.slow_one_in = 40 * rng.below(2);
+        if full {
+            rules.capacity_sectors = rng.below(200) as usize;
+        }
+    });
+    stage.add_hosts(80, 0);
+    stage.wait_for_hosts();
+    stage.close();
+}
+
+#[test]
+fn target_disk_faults() {
+    seeds::each("target_disk_faults", 15, regressions::DISKS, disk_faults);
+}
+
+/// The power fails under load, again and again.
+fn power(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let mut sim = machine(seed, &mut rng);
+    let volumes: Vec<Volume> = volumes(&mut rng).into_iter().map(|volume| Volume { file: true, ..volume }).collect();
+    let mut models = None;
+    for life in 0..3 {
+        let mut stage = Stage::new(&sim, Rng::new(rng.next_u64()), volumes.clone(), models.take());
+        stage.add_hosts(60, 0);
+        if life == 2 {
+            stage.wait_for_hosts();
+            return stage.close();
+        }
+        let wait = Duration::from_nanos(rng.below(30_000_000));
+        stage.world.run_for(wait);
+        let mut kept = Vec::new();
+        for (_, mut model) in std::mem::take(&mut stage.shared.borrow_mut().models) {
+            model.crashed();
+            kept.push(model);
+        }
+        models = Some(kept);
+        let Stage { world, target, hosts, .. } = stage;
+        sim.power_off();
+        drop((hosts, target));
+        sim = world.power_cycle(rng.next_u64());
+    }
+}
+
+#[test]
+fn target_power_failure() {
+    seeds::each("target_power_failure", 15, regressions::POWER, power);
+}
+
+/// What an administrator does while hosts work.
+async fn churn(nvmf: Arc<NvmfSystem>, bdevs: Arc<BdevSystem>, mut rng: Rng, shared: SharedNamespaces) {
+    let other: SocketAddr = "10.0.0.2:4421".parse().expect("an address");
+    let second = "nqn.2026-11.io.ringstone:other";
+    for _ in 0..6 + rng.below(10) {
+        bdevs.executor().sleep(Duration::from_nanos(rng.below(4_000_000))).await;
+        match rng.below(6) {
+            0..3 => {
+                // A namespace that comes, changes its size and goes with its device or before it.
+                let options = malloc::MallocOptions {
+                    block_size: 4096,
+                    num_blocks: 64,
+                    physical_block_size: 0,
+                    optimal_io_boundary: 0,
+                };
+                malloc::create(&bdevs, "fleeting", None, options).await.expect("the name is free");
+                let new = NewNamespace { nsid: Some(FLEETING), ..NewNamespace::default() };
+                nvmf.add_namespace(NQN, new, "fleeting").await.expect("the NSID is free");
+                bdevs.executor().sleep(Duration::from_nanos(rng.below(6_000_000))).await;
+                malloc::resize(&bdevs, "fleeting", 1 + rng.below(100)).await.expect("it can be resized");
+                bdevs.executor().sleep(Duration::from_nanos(rng.below(2_000_000))).await;
+                if rng.one_in(2) {
+                    nvmf.remove_namespace(NQN, FLEETING).await.expect("it is there");
+                }
+                bdevs.remove("fleeting").await.expect("its namespace lets go of it");
+            }
+            3 => {
+                let new = NewListener { address: listen_address(other), ana_state: None, sock_impl: None };
+                nvmf.add_listener(NQN, new).await.expect("the port is free");
+                bdevs.executor().sleep(Duration::from_nanos(rng.below(3_000_000))).await;
+                nvmf.remove_listener(NQN, listen_address(other)).await.expect("it listens");
+            }
+            4 => {
+                let new = NewSubsystem { nqn: second.into(), allow_any_host: true, ..NewSubsystem::default() };
+                nvmf.create_subsystem(new).await.expect("the NQN is free");
+                bdevs.executor().sleep(Duration::from_nanos(rng.below(3_000_000))).await;
+                nvmf.delete_subsystem(second).await.expect("it is there");
+            }
+            _ => {
+                // Host 0 is thrown out for a while.
+                shared.borrow_mut().allowed = Allowed { disconnects: true, refusals: true, ..Allowed::default() };
+                let keep: Vec<String> = (1..4).map(host_nqn).collect();
+                for host in &keep {
+                    nvmf.add_host(NQN, host).await.expect("it is not listed yet");
+                }
+                nvmf.allow_any_host(NQN, false).await.expect("hosts drain");
+                bdevs.executor().sleep(Duration::from_nanos(rng.below(5_000_000))).await;
+                nvmf.allow_any_host(NQN, true).await.expect("it ends nothing");
+                for host in &keep {
+                    nvmf.remove_host(NQN, host, Duration::from_secs(10)).await.expect("it stays as any host");
+                }
+            }
+        }
+    }
+}
+
+fn churns(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let volumes = volumes(&mut rng);
+    let mut stage = Stage::new(&sim, rng, volumes, None);
+    stage.shared.borrow_mut().fleeting = vec![FLEETING];
+    stage.add_hosts(120, 0);
+    let (nvmf, bdevs) = (Arc::clone(&stage.target.nvmf), Arc::clone(stage.world.system()));
+    let changing = churn(nvmf, bdevs, Rng::new(stage.rng.next_u64()), Rc::clone(&stage.shared));
+    let changing = stage.world.spawn(changing);
+    stage.world.run_until("the changes to end", |_| changing.take().is_some());
+    stage.wait_for_hosts();
+    stage.close();
+}
+
+#[test]
+fn target_changes_under_load() {
+    seeds::each("target_changes_under_load", 20, regressions::CHURN, churns);
+}
+
+/// The target is shut down under load.
+fn shutdown(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let volumes = volumes(&mut rng);
+    let mut stage = Stage::new(&sim, rng, volumes, None);
+    stage.shared.borrow_mut().allowed = Allowed { disconnects: true, refusals: true, ..Allowed::default() };
+    stage.add_hosts(1_000, 0);
+    let wait = Duration::from_nanos(stage.rng.below(30_000_000));
+    stage.world.run_for(wait);
+    let system = Arc::clone(&stage.target.nvmf);
+    stage.world.block_on("the target to shut down", async move { system.shut_down().await });
+    stage.shared.borrow_mut().stop = true;
+    let hosts = stage.hosts.clone();
+    stage.world.run_until("the hosts to end", |_| hosts.iter().all(|host| host.borrow().is_done()));
+    stage.close();
+}
+
+#[test]
+fn target_shutdown_under_load() {
+    seeds::each("target_shutdown_under_load", 15, regressions::SHUTDOWN, shutdown);
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    let scenarios: [(&str, Scenario); 3] = [("serves", serves), ("network", network_faults), ("power", power)];
+    for (name, scenario) in scenarios {
+        let first = seeds::run_once(name, 7, scenario);
+        assert!(first.1 > 100, "{name}: a run does something");
+        assert_eq!(first, seeds::run_once(name, 7, scenario), "{name}");
+        assert_ne!(first, seeds::run_once(name, 8, scenario), "{name}");
+    }
+}
