@@ -1,4 +1,5 @@
-//! NVMe/TCP: the codec, and the protocol machine of one queue pair on the target's side.
+//! NVMe/TCP: the codec, and the protocol machines of one queue pair: on the target's side here, on the host's in
+//! [`host`].
 //!
 //! [`Connection`] does no I/O, has no clock and knows no reactor: bytes go in, commands come out; completions go in,
 //! bytes come out. The simulator, the fuzzer and the reactor drive the same code.
@@ -29,6 +30,9 @@
 pub mod codec;
 mod connection;
 pub mod digest;
+pub mod host;
+mod host_output;
+pub mod host_transport;
 mod output;
 mod receive;
 mod slots;
