@@ -4,6 +4,7 @@
 mod defaults;
 mod executor;
 mod logging;
+mod perf;
 mod rpc_command;
 mod serve;
 mod state;
@@ -26,11 +27,14 @@ enum Command {
     Serve(serve::Options),
     /// Call a JSON-RPC method of a running appliance, or list the methods.
     Rpc(rpc_command::Options),
+    /// Put a load on a namespace over NVMe-oF and report its speed.
+    Perf(perf::Options),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(options) => serve::main(&options),
         Command::Rpc(options) => rpc_command::main(&options),
+        Command::Perf(options) => perf::main(&options),
     }
 }
