@@ -28,7 +28,8 @@ pub enum Source {
 }
 
 /// Readiness of one source since it was last reported. Edge-triggered: after a report, read (or write) until
-/// `WouldBlock` or a short count.
+/// `WouldBlock` or a short count; a short count is no end of reading once [`ended`](Self::ended) was reported, because
+/// the end of the stream that follows it is not reported again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
     /// The token given to [`Parker::watch`].
@@ -37,6 +38,8 @@ pub struct Ready {
     pub readable: bool,
     /// Room to send may be there.
     pub writable: bool,
+    /// The peer has ended its side of the stream, or the stream has failed.
+    pub ended: bool,
 }
 
 /// One reactor's readiness set and the place where it sleeps.
@@ -212,6 +215,7 @@ impl Parker for EpollParker {
                 token: data.u64(),
                 readable: gone || flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::RDHUP),
                 writable: gone || flags.contains(epoll::EventFlags::OUT),
+                ended: gone || flags.contains(epoll::EventFlags::RDHUP),
             });
         }
         Ok(())
@@ -250,11 +254,11 @@ mod tests {
         parker.watch(Source::Fd(b.as_raw_fd()), 42).unwrap();
         let mut out = Vec::new();
         parker.wait(Some(Duration::ZERO), &mut out).unwrap();
-        assert_eq!(out, [Ready { token: 42, readable: false, writable: true }]);
+        assert_eq!(out, [Ready { token: 42, readable: false, writable: true, ended: false }]);
         a.write_all(b"x").unwrap();
         out.clear();
         parker.wait(None, &mut out).unwrap();
-        assert!(out[0].readable);
+        assert!(out[0].readable && !out[0].ended);
         out.clear();
         parker.wait(Some(Duration::ZERO), &mut out).unwrap();
         assert!(out.is_empty());
@@ -262,6 +266,18 @@ mod tests {
         a.write_all(b"y").unwrap();
         parker.wait(Some(Duration::ZERO), &mut out).unwrap();
         assert!(out.is_empty());
+    }
+
+    #[test]
+    fn an_end_behind_bytes_is_reported_with_them() {
+        let mut parker = EpollParker::new().unwrap();
+        let (mut a, b) = UnixStream::pair().unwrap();
+        parker.watch(Source::Fd(b.as_raw_fd()), 42).unwrap();
+        a.write_all(b"x").unwrap();
+        a.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut out = Vec::new();
+        parker.wait(None, &mut out).unwrap();
+        assert!(out[0].readable && out[0].ended);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Many hosts, and hosts that come and go.
 
+use std::io::Write;
+
 use nvmf::spec::Status;
 use nvmf::spec::opcode::io;
 use nvmf::tcp::wire_client::{command, read, write, write_in_capsule};
@@ -56,6 +58,86 @@ fn two_hundred_connections_at_once() {
     wait_until_all_have_gone(&target);
     wait_for("their file descriptors are closed", || (target.server.open_files() <= files).then_some(()));
     target.still_serves();
+}
+
+/// What a server holds that hosts could leave behind.
+fn holdings(target: &Target) -> (usize, Value, u64) {
+    let channels = target.server.call("thread_get_io_channels", json!({}));
+    let references = channels["threads"].clone();
+    (target.server.open_files(), references, total(target, "pending_bdev_io"))
+}
+
+#[test]
+fn five_hundred_hosts_come_and_go() {
+    let target = Target::start();
+    // Once first, so that everything that is made on demand is there.
+    visit(&target, 0);
+    wait_until_all_have_gone(&target);
+    let before = wait_for("rest", || settled(&target));
+    let pools = target.server.call("iobuf_get_stats", json!({}));
+    for n in 0..500 {
+        visit(&target, n);
+    }
+    wait_until_all_have_gone(&target);
+    wait_for("as before", || (settled(&target)? == before).then_some(()));
+    // Nobody ever had to wait for memory, at the end no more than at the beginning.
+    let after = target.server.call("iobuf_get_stats", json!({}));
+    let retries = |pools: &Value| {
+        pools
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| [&m["small_pool"]["retry"], &m["large_pool"]["retry"]].map(Value::clone))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(retries(&after), retries(&pools));
+    assert_eq!(total(&target, "admin_qpairs"), 501);
+    // Memory that was lost with each of them would be missing now.
+    let (_admin, cntlid) = target.admin();
+    let mut queue = target.io(cntlid, 1);
+    for cid in 0..31 {
+        queue.send_command(&write(cid, 1, 0, 131072 / BLOCK, 131072), &[]);
+    }
+    for _ in 0..31 {
+        queue.r2t();
+    }
+}
+
+fn settled(target: &Target) -> Option<(usize, Value, u64)> {
+    let now = holdings(target);
+    (now.2 == 0).then_some(now)
+}
+
+/// A host that leaves in one of many ways.
+fn visit(target: &Target, n: u32) {
+    let (mut admin, cntlid) = target.admin();
+    let mut queue = target.io(cntlid, 1);
+    match n % 5 {
+        0 => {}
+        1 => {
+            // In the middle of its data.
+            queue.send_command(&write(1, 1, 0, 2, 2 * BLOCK), &[]);
+            let (_, ttag, ..) = queue.r2t();
+            let half = queue.wire.h2c_data(1, ttag, 0, &[1; BLOCK as usize], false);
+            queue.send(&half[..half.len() - 7]);
+        }
+        2 => {
+            // Before it has read its answers.
+            for cid in 0..20 {
+                queue.send_command(&read(cid, 1, 0, 64, 64 * BLOCK), &[]);
+            }
+        }
+        3 => {
+            // In the middle of a header.
+            let _ = queue.stream.write_all(&[4, 0, 72]);
+            let request = admin.admin_command(0x0c, 0, 0, 0);
+            admin.send_command(&request, &[]);
+        }
+        _ => {
+            assert_eq!(admin.set_property(0x14, 0x0046_4001), Status::SUCCESS);
+            assert_eq!(queue.next_or_end(), None);
+        }
+    }
 }
 
 #[test]

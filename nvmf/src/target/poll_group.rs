@@ -485,7 +485,7 @@ impl PollGroup {
         }
         let index = (key >> 1) as usize;
         let Some(qp) = self.qpairs.get_mut(index) else { return };
-        qp.qpair.ready(ready.readable, ready.writable);
+        qp.qpair.ready(ready);
         if !qp.queued && qp.qpair.has_input() {
             qp.queued = true;
             self.runnable.push_back(index);

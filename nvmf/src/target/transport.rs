@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use reactor::park::Ready;
 use reactor::{BufferPool, Buffers, Context, PollerId};
 
 use super::view::{ListenAddress, TransportKind, TransportOptions};
@@ -78,7 +79,7 @@ pub trait Qpair {
     /// There are completions that `flush` has not yet sent.
     fn has_output(&self) -> bool;
     /// The connection's source became ready.
-    fn ready(&mut self, readable: bool, writable: bool);
+    fn ready(&mut self, ready: Ready);
     /// The queue was connected: commands may now be this many at once; `io` tells an I/O queue (whose capsules may carry
     /// data of the I/O size) from an admin queue.
     fn connected(&mut self, queue_entries: u32, sq_flow_control_disabled: bool, io: bool);

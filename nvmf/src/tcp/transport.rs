@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use reactor::net::{Listener, Network, Stream};
+use reactor::park::Ready;
 use reactor::reactor::WatchId;
 use reactor::{BufferPool, Buffers, Context, PollerId};
 
@@ -120,6 +121,7 @@ impl Incoming for TcpIncoming {
             in_capsule_bytes: self.config.in_capsule_bytes.max(ADMIN_IN_CAPSULE_BYTES) as usize,
             stash: VecDeque::new(),
             readable: true,
+            ended: false,
             writable: true,
             fault: None,
             said_farewell: false,
@@ -139,6 +141,8 @@ struct TcpQpair {
     /// Received and not yet taken by the machine.
     stash: VecDeque<u8>,
     readable: bool,
+    /// The end of the host's stream has been announced, which happens once.
+    ended: bool,
     writable: bool,
     /// The connection is over once the host has closed it: what is sent now is the last, what is received is discarded.
     /// Closing with unread input would reset the connection, and the host might never read why.
@@ -201,8 +205,9 @@ impl TcpQpair {
             }
             Err(error) => return Err(format!("receiving failed: {error}")),
         };
-        // A short count means that the socket is empty, and the next bytes will be announced.
-        self.readable = n == asked;
+        // A short count means that the socket is empty, and the next bytes will be announced; but the end behind these
+        // bytes may have been announced with them.
+        self.readable = n == asked || self.ended;
         let direct_taken = n.min(direct_len);
         if direct_taken > 0 {
             self.connection.read_done(direct_taken);
@@ -307,9 +312,10 @@ impl Qpair for TcpQpair {
         self.writable && (self.connection.wants_output() || self.fault.is_some() && !self.said_farewell)
     }
 
-    fn ready(&mut self, readable: bool, writable: bool) {
-        self.readable |= readable;
-        self.writable |= writable;
+    fn ready(&mut self, ready: Ready) {
+        self.readable |= ready.readable;
+        self.writable |= ready.writable;
+        self.ended |= ready.ended;
     }
 
     fn connected(&mut self, queue_entries: u32, sq_flow_control_disabled: bool, io: bool) {

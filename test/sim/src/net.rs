@@ -129,15 +129,16 @@ impl Net {
         self.ends.values().filter(|end| end.open).count() + self.listeners.len()
     }
 
-    /// Readable and writable, as epoll would say.
-    pub(crate) fn readiness(&self, source: u64) -> (bool, bool) {
+    /// Readable, writable and ended, as epoll would say.
+    pub(crate) fn readiness(&self, source: u64) -> (bool, bool, bool) {
         if let Some(listening) = self.listeners.get(&source) {
-            return (!listening.queue.is_empty(), false);
+            return (!listening.queue.is_empty(), false, false);
         }
-        let Some(end) = self.ends.get(&source) else { return (false, false) };
+        let Some(end) = self.ends.get(&source) else { return (false, false, false) };
         let failed = end.errno.is_some();
         let readable = !end.unread.is_empty() || end.eof || failed;
-        (readable, failed || end.connected && !end.shut && self.room_towards(end.peer) > 0)
+        let writable = failed || end.connected && !end.shut && self.room_towards(end.peer) > 0;
+        (readable, writable, failed || end.eof)
     }
 
     fn room_towards(&self, end: u64) -> usize {

@@ -130,7 +130,7 @@ impl Parker for SimParker {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "this source is watched already"));
         }
         state.parks.watches.insert(id, (self.index, token));
-        let (readable, writable) = state.net.readiness(id);
+        let (readable, writable, _) = state.net.readiness(id);
         if readable || writable {
             state.parks.edge(id);
         }
@@ -148,9 +148,9 @@ impl Parker for SimParker {
         let mut state = self.sim.lock();
         let state = &mut *state;
         for (source, token) in state.parks.take(self.index, &mut state.rng) {
-            let (readable, writable) = state.net.readiness(source);
+            let (readable, writable, ended) = state.net.readiness(source);
             if readable || writable {
-                out.push(Ready { token, readable, writable });
+                out.push(Ready { token, readable, writable, ended });
             }
         }
         Ok(())
