@@ -77,16 +77,43 @@ fn compare_and_write() {
     assert_eq!(host.response().status(), Status::ABORTED_MISSING_FUSED);
     assert_eq!(two(&mut host, 16, 17), (Status::SUCCESS, Status::SUCCESS));
     assert_eq!(host.read(read(4, 1, 5, 1, BLOCK)), (Status::SUCCESS, c.clone()));
-    // Fused operations that do not exist.
-    for sqe in [
-        fused(write_in_capsule(20, 1, 5, 1, BLOCK), FUSED_FIRST),
-        fused(compare_in_capsule(20, 1, 5, 1, BLOCK), FUSED_SECOND),
-        fused(write_in_capsule(20, 1, 5, 1, BLOCK), 3),
-    ] {
+    // Fused operations that do not exist. A first half is looked at when the next command has come.
+    for sqe in
+        [fused(compare_in_capsule(20, 1, 5, 1, BLOCK), FUSED_SECOND), fused(write_in_capsule(20, 1, 5, 1, BLOCK), 3)]
+    {
         assert_eq!(host.status(sqe, &a), Status::INVALID_FIELD.dnr());
     }
-    assert_eq!(host.status(fused(command(io::FLUSH, 21, 1), FUSED_FIRST), &[]), Status::INVALID_FIELD.dnr());
+    host.send_command(&fused(write_in_capsule(21, 1, 5, 1, BLOCK), FUSED_FIRST), &a);
+    host.send_command(&fused(command(io::FLUSH, 22, 1), FUSED_FIRST), &[]);
+    host.send_command(&command(io::FLUSH, 23, 1), &[]);
+    for (cid, status) in [(21, Status::INVALID_FIELD.dnr()), (22, Status::INVALID_FIELD.dnr()), (23, Status::SUCCESS)] {
+        let cqe = host.response();
+        assert_eq!((cqe.cid.get(), cqe.status()), (cid, status));
+    }
     assert_eq!(host.read(read(5, 1, 5, 1, BLOCK)), (Status::SUCCESS, c));
+}
+
+#[test]
+fn a_fused_pair_whose_data_are_asked_for() {
+    let target = Target::start();
+    let (_admin, cntlid) = target.admin();
+    let mut host = target.io(cntlid, 1);
+    let mut compare = fused(write(1, 1, 0, 1, BLOCK), FUSED_FIRST);
+    compare.opcode = io::COMPARE;
+    host.send_command(&compare, &[]);
+    host.send_command(&fused(write(2, 1, 0, 1, BLOCK), FUSED_SECOND), &[]);
+    let (one, two_) = (host.r2t(), host.r2t());
+    assert_eq!((one.0, two_.0), (1, 2));
+    // The second half's data come first.
+    let (zeroes, ones) = (vec![0; LEN], vec![1; LEN]);
+    let late = host.wire.answer_r2t(2, two_.1, 0, BLOCK, &ones, u32::MAX);
+    host.send(&late);
+    let early = host.wire.answer_r2t(1, one.1, 0, BLOCK, &zeroes, u32::MAX);
+    host.send(&early);
+    let mut answers = [host.response(), host.response()].map(|cqe| (cqe.cid.get(), cqe.status()));
+    answers.sort_by_key(|answer| answer.0);
+    assert_eq!(answers, [(1, Status::SUCCESS), (2, Status::SUCCESS)]);
+    assert_eq!(host.read(read(3, 1, 0, 1, BLOCK)), (Status::SUCCESS, ones));
 }
 
 #[test]
