@@ -16,7 +16,7 @@ use reactor::park::Ready;
 use reactor::reactor::WatchId;
 use reactor::{BufferPool, Buffers, Context, PollerId};
 
-use super::connection::{self, ADMIN_IN_CAPSULE_BYTES, AbortOutcome as Found, Connection, Need, PeerDue};
+use super::connection::{self, ADMIN_IN_CAPSULE_BYTES, AbortOutcome as Found, Connection, Fault, Need, PeerDue};
 use crate::spec::Cqe;
 use crate::target::transport::{AbortOutcome, Acceptor, Event, Incoming, Life, Qpair, Transport};
 use crate::target::view::{ListenAddress, TransportKind, TransportOptions};
@@ -124,6 +124,7 @@ impl Incoming for TcpIncoming {
             ended: false,
             writable: true,
             fault: None,
+            terminated: false,
             said_farewell: false,
             watch: None,
         })
@@ -147,6 +148,8 @@ struct TcpQpair {
     /// The connection is over once the host has closed it: what is sent now is the last, what is received is discarded.
     /// Closing with unread input would reset the connection, and the host might never read why.
     fault: Option<String>,
+    /// The host ended it: there is nothing to tell it, and nothing to wait for.
+    terminated: bool,
     /// The farewell has left and this side's end of the stream is closed.
     said_farewell: bool,
     watch: Option<WatchId>,
@@ -170,6 +173,7 @@ impl TcpQpair {
             Ok(taken) => taken,
             Err(fault) => {
                 tracing::warn!(peer = %self.stream.peer_addr(), %fault, "a connection ends");
+                self.terminated |= matches!(fault, Fault::Host { .. });
                 self.fault = Some(fault.to_string());
                 bytes.len()
             }
@@ -264,7 +268,10 @@ impl Qpair for TcpQpair {
             }
         }
         self.collect(events);
-        life
+        match &self.fault {
+            Some(why) if self.terminated => Life::Ended(why.clone()),
+            _ => life,
+        }
     }
 
     #[inline]
