@@ -98,7 +98,7 @@ impl Default for Config {
 pub enum Need {
     /// For data in a capsule that is being read.
     InCapsule,
-    /// For data that will be asked for with R2T.
+    /// For data that will be asked for with R2T, and for half a fused operation: it waits for more of the stream too.
     HostData,
     /// For data that the command will send to the host.
     ToHost,

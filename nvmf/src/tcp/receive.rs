@@ -396,7 +396,10 @@ impl Connection {
             incoming.take = 0;
         } else if incoming.take > 0 {
             let (index, take) = (incoming.slot, incoming.take);
-            let Some(data) = alloc(take, Need::InCapsule).or_else(|| self.fused_memory(index, take)) else {
+            // Half a fused operation holds its data until the other half's has come, like data that was asked for.
+            let fused = self.is_io_queue && self.slots[index].sqe.fuse() != Fuse::None;
+            let need = if fused { Need::HostData } else { Need::InCapsule };
+            let Some(data) = alloc(take, need).or_else(|| self.fused_memory(index, take)) else {
                 self.rx = Rx::Stalled;
                 return false;
             };
