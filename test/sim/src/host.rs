@@ -7,8 +7,10 @@
 //! All hosts of a world share one [`Namespaces`]: the models of the namespaces, and what may go wrong at present. Whatever
 //! of a host is outstanding when its connection ends is lost to the models: it may have had its effect, or have it later.
 
+mod io;
+
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,15 +18,15 @@ use std::time::Duration;
 
 use bdev::conformance::Rng;
 use nvmf::spec::fabrics::{CONNECT_DATA_BYTES, ConnectData};
-use nvmf::spec::opcode::{admin, io};
+use nvmf::spec::opcode::admin;
 use nvmf::spec::{Cqe, Sqe, Status};
 use nvmf::tcp::wire_client::{self, TargetPdu, WireClient};
 use reactor::net::{Network, Stream};
 use reactor::{Clock, Instant, Progress};
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::model::{self, Model, ReadToken, Stamp, WriteToken};
+use crate::model::{Model, ReadToken, Stamp, WriteToken};
 use crate::net::SimNetwork;
 use crate::trace;
 use crate::world::{Actor, WorldView};
@@ -38,9 +40,6 @@ const CC: u32 = 0x14;
 const CSTS: u32 = 0x1c;
 const CC_ENABLE: u32 = 0x0046_0001;
 const CC_SHUT_DOWN: u32 = 0x0046_4001;
-const FUA: u32 = 1 << 30;
-/// Data that fits the capsules of an I/O queue.
-const IN_CAPSULE_BYTES: usize = 8192;
 
 /// What may go wrong for hosts without being the target's fault.
 #[derive(Clone, Copy, Debug, Default)]
@@ -244,6 +243,8 @@ pub struct Host {
     vanish_at: Option<Instant>,
     pause_until: Instant,
     refused: u32,
+    /// When it last looked at the clock.
+    now: Instant,
 }
 
 /// Why a connection is over.
@@ -271,6 +272,7 @@ impl Host {
             vanish_at: None,
             pause_until: Instant(0),
             refused: 0,
+            now: Instant(0),
             config,
         }))
     }
@@ -320,7 +322,7 @@ impl Host {
         let mut shared = self.shared.borrow_mut();
         for queue in self.queues.drain(..) {
             for (_, command) in queue.commands {
-                lose(&mut shared, &command);
+                io::lose(&mut shared, &command);
             }
         }
         self.vanish_at = None;
@@ -558,232 +560,6 @@ impl Host {
         self.next_keep_alive = now + KEEP_ALIVE_EVERY;
     }
 
-    fn tolerates(&self, status: Status, command: &Command) -> bool {
-        let shared = self.shared.borrow();
-        let allowed = shared.allowed;
-        status.is_success()
-            || shared.fleeting.contains(&command.nsid)
-            || command.aborted && status.same_code(Status::ABORT_REQUESTED)
-            || allowed.media && status.sct() == 2
-            || allowed.full && (status.sct() == 2 || status.same_code(Status::CAPACITY_EXCEEDED))
-    }
-
-    fn io_done(&mut self, command: Command, status: Status) {
-        let different = command.kind == Kind::Io(Io::Compare) && status.same_code(Status::COMPARE_FAILURE);
-        assert!(
-            different || self.tolerates(status, &command),
-            "host {}: {:?} of {} blocks at {} of namespace {}: {status:?}",
-            self.config.number,
-            command.kind,
-            command.blocks,
-            command.lba,
-            command.nsid
-        );
-        let mut shared = self.shared.borrow_mut();
-        shared.succeeded += u64::from(status.is_success());
-        if !status.is_success() && !different {
-            return lose(&mut shared, &command);
-        }
-        assert!(different || command.data.len() == command.expects, "host {}: data is missing", self.config.number);
-        let Some(model) = shared.models.get_mut(&command.nsid) else { return };
-        let Command { lba, blocks, durable, .. } = command;
-        let result = match (&command.kind, command.read, command.write) {
-            (Kind::Io(Io::Read), Some(read), _) => model.was_read(read, lba, &command.data),
-            (Kind::Io(Io::Compare), Some(read), _) if different => model.was_different(read, lba, &command.payload),
-            (Kind::Io(Io::Compare), Some(read), _) => model.was_equal(read, lba, &command.payload),
-            (Kind::Io(Io::Flush), ..) => {
-                model.flushed(command.flush);
-                Ok(())
-            }
-            (_, _, Some(write)) => {
-                model.wrote(write, lba, blocks, durable);
-                Ok(())
-            }
-            _ => Ok(()),
-        };
-        if let Err(why) = result {
-            panic!(
-                "host {}: {:?} of {blocks} blocks at {lba} of {}: {why}",
-                self.config.number, command.kind, command.nsid
-            );
-        }
-    }
-
-    fn fused_done(&mut self, (compare, first): (Command, Status), (write, second): (Command, Status)) {
-        let number = self.config.number;
-        let different = first.same_code(Status::COMPARE_FAILURE);
-        let failed = second.same_code(Status::ABORTED_FAILED_FUSED);
-        let undone = first.same_code(Status::ABORTED_FAILED_FUSED) && !second.is_success();
-        assert!(
-            different || undone || self.tolerates(first, &compare),
-            "host {number}: fused compare: {first:?}, {second:?}"
-        );
-        assert!(
-            failed && !first.is_success() || self.tolerates(second, &write),
-            "host {number}: fused write: {first:?}, {second:?}"
-        );
-        assert!(first.is_success() || !second.is_success(), "host {number}: fused: {first:?}, {second:?}");
-        let mut shared = self.shared.borrow_mut();
-        let Some(model) = shared.models.get_mut(&write.nsid) else { return };
-        let (Some(read), Some(token)) = (compare.read, write.write) else { return };
-        let result = if first.is_success() && second.is_success() {
-            model.replaced(read, token, write.lba, &compare.payload, write.stamp, write.durable)
-        } else if different {
-            model.refused(token, write.lba, write.blocks);
-            model.was_different(read, compare.lba, &compare.payload)
-        } else {
-            model.read_lost(read);
-            model.lost(token, write.lba, write.blocks);
-            Ok(())
-        };
-        if let Err(why) = result {
-            panic!("host {number}: fused compare and write at {}: {why}", write.lba);
-        }
-    }
-
-    /// Submits one I/O command, or two that are fused; whether there was room.
-    fn submit_one(&mut self, now: Instant) -> bool {
-        let with_room: Vec<usize> = (1..self.queues.len()).filter(|&n| self.queues[n].room() >= 2).collect();
-        if with_room.is_empty() {
-            return false;
-        }
-        let index = with_room[self.rng.below(with_room.len() as u64) as usize];
-        let shared = Rc::clone(&self.shared);
-        let mut shared = shared.borrow_mut();
-        let nsids: Vec<u32> = shared.models.keys().chain(&shared.fleeting).copied().collect();
-        let nsid = nsids[self.rng.below(nsids.len() as u64) as usize];
-        let Some(model) = shared.models.get_mut(&nsid) else {
-            self.submit_fleeting(index, nsid, now);
-            return true;
-        };
-        let size = model.block_size();
-        let most = (self.config.max_bytes / size as u64).clamp(1, model.len());
-        let top = if self.rng.one_in(6) { most } else { most.min(8) };
-        let kind = self.rng.below(20);
-        // A fused operation is atomic, and that is promised for one block.
-        let blocks = if kind >= 18 { 1 } else { 1 + self.rng.below(top) };
-        let span = if self.rng.one_in(2) { model.len().min(blocks + 6) } else { model.len() };
-        let lba = self.rng.below(span - blocks + 1);
-        let bytes = blocks as usize * size;
-        let durable = self.rng.one_in(4);
-        let io = match kind {
-            0..6 => Io::Read,
-            6..13 | 17.. => Io::Write,
-            13 => Io::Flush,
-            14 => Io::WriteZeroes,
-            15 => Io::Deallocate,
-            _ => Io::Compare,
-        };
-        let mut command = Command::new(Kind::Io(io.clone()), now);
-        (command.nsid, command.lba, command.blocks, command.durable) = (nsid, lba, blocks, durable);
-        if kind >= 18 {
-            let expected = guess(model, &mut self.rng, lba, blocks);
-            let stamp = model.stamp();
-            let payload = model::payload(stamp, lba, blocks, size);
-            let (read, write) = (Some(model.read()), Some(model.write(stamp, lba, blocks)));
-            let mut sqe = wire_client::write(0, nsid, lba, blocks as u32, bytes as u32);
-            (sqe.opcode, sqe.flags) = (io::COMPARE, sqe.flags | 1);
-            let compare = Command { read, payload: expected, ..command };
-            let first = self.send_write(index, sqe, Command { kind: Kind::FusedCompare { other: 0 }, ..compare });
-            let mut sqe = wire_client::write(0, nsid, lba, blocks as u32, bytes as u32);
-            sqe.flags |= 2;
-            if durable {
-                sqe.cdw12 |= U32::new(FUA);
-            }
-            let command = Command {
-                kind: Kind::FusedWrite { other: first },
-                write,
-                stamp,
-                payload,
-                nsid,
-                lba,
-                blocks,
-                durable,
-                ..Command::new(Kind::Enable, now)
-            };
-            let second = self.send_write(index, sqe, command);
-            let half = self.queues[index].commands.get_mut(&first).expect("it was just submitted");
-            half.kind = Kind::FusedCompare { other: second };
-            return true;
-        }
-        match io {
-            Io::Read => {
-                command.read = Some(model.read());
-                command.expects = bytes;
-                let sqe = wire_client::read(0, nsid, lba, blocks as u32, bytes as u32);
-                self.queues[index].submit(sqe, &[], command);
-            }
-            Io::Write => {
-                command.stamp = model.stamp();
-                command.write = Some(model.write(command.stamp, lba, blocks));
-                command.payload = model::payload(command.stamp, lba, blocks, size);
-                let mut sqe = wire_client::write(0, nsid, lba, blocks as u32, bytes as u32);
-                if durable {
-                    sqe.cdw12 |= U32::new(FUA);
-                }
-                self.send_write(index, sqe, command);
-            }
-            Io::Flush => {
-                command.flush = model.flush();
-                self.queues[index].submit(wire_client::command(io::FLUSH, 0, nsid), &[], command);
-            }
-            Io::WriteZeroes => {
-                command.write = Some(model.write(0, lba, blocks));
-                let mut sqe = wire_client::write(0, nsid, lba, blocks as u32, 0);
-                sqe.opcode = io::WRITE_ZEROES;
-                if durable {
-                    sqe.cdw12 |= U32::new(FUA);
-                }
-                self.queues[index].submit(sqe, &[], command);
-            }
-            Io::Deallocate => {
-                command.durable = false;
-                command.write = Some(model.write(0, lba, blocks));
-                let range = nvmf::spec::command::DsmRange {
-                    attributes: U32::new(0),
-                    blocks: U32::new(blocks as u32),
-                    slba: U64::new(lba),
-                };
-                let mut sqe = wire_client::command(io::DATASET_MANAGEMENT, 0, nsid);
-                sqe.cdw11 = U32::new(4);
-                command.payload = range.as_bytes().to_vec();
-                self.send_write(index, wire_client::with_transfer(sqe, 16), command);
-            }
-            Io::Compare => {
-                command.read = Some(model.read());
-                command.payload = guess(model, &mut self.rng, lba, blocks);
-                let mut sqe = wire_client::write(0, nsid, lba, blocks as u32, bytes as u32);
-                sqe.opcode = io::COMPARE;
-                self.send_write(index, sqe, command);
-            }
-        }
-        true
-    }
-
-    fn submit_fleeting(&mut self, index: usize, nsid: u32, now: Instant) {
-        let mut command = Command::new(Kind::Io(Io::Read), now);
-        command.nsid = nsid;
-        let lba = self.rng.below(64);
-        if self.rng.one_in(2) {
-            command.expects = 4096;
-            self.queues[index].submit(wire_client::read(0, nsid, lba, 1, 4096), &[], command);
-        } else {
-            command.kind = Kind::Io(Io::Write);
-            command.payload = vec![7; 4096];
-            self.send_write(index, wire_client::write(0, nsid, lba, 1, 4096), command);
-        }
-    }
-
-    /// Sends a command with its payload in the capsule, or to be asked for.
-    fn send_write(&mut self, index: usize, sqe: Sqe, command: Command) -> u16 {
-        let payload = command.payload.clone();
-        if payload.len() <= IN_CAPSULE_BYTES && !self.rng.one_in(3) {
-            let sqe = wire_client::with_in_capsule(sqe, payload.len() as u32);
-            return self.queues[index].submit(sqe, &payload, command);
-        }
-        self.queues[index].submit(sqe, &[], command)
-    }
-
     fn run(&mut self, now: Instant) -> bool {
         let mut busy = false;
         if self.vanishes > 0 && self.vanish_at.is_none() {
@@ -820,28 +596,10 @@ impl Host {
         busy
     }
 
-    fn abort_something(&mut self, now: Instant) {
-        let outstanding: BTreeSet<(usize, u16)> = (1..self.queues.len())
-            .flat_map(|n| self.queues[n].commands.iter().map(move |(cid, command)| (n, *cid, command)))
-            .filter(|(_, _, command)| matches!(command.kind, Kind::Io(_)))
-            .map(|(n, cid, _)| (n, cid))
-            .collect();
-        if outstanding.is_empty() || self.queues[0].room() < 4 {
-            return;
-        }
-        let nth = self.rng.below(outstanding.len() as u64) as usize;
-        let Some(&(index, cid)) = outstanding.iter().nth(nth) else { return };
-        let qid = self.queues[index].qid;
-        self.queues[index].commands.get_mut(&cid).expect("it was just seen").aborted = true;
-        let mut sqe = wire_client::command(admin::ABORT, 0, 0);
-        sqe.cdw10 = U32::new(u32::from(qid) | u32::from(cid) << 16);
-        self.queues[0].submit(sqe, &[], Command::new(Kind::Abort, now));
-    }
-
     fn check_patience(&mut self, now: Instant) -> Result<(), End> {
         let number = self.config.number;
         for queue in &self.queues {
-            if !queue.up && now.since(queue.since) > COMMAND_PATIENCE {
+            if !queue.up && now.since(queue.since) >= COMMAND_PATIENCE {
                 let what = format!("queue {}: no ICResp has come", queue.qid);
                 assert!(self.shared.borrow().allowed.disconnects, "host {number}: {what}");
                 return Err(End::Lost(what));
@@ -892,28 +650,10 @@ pub fn host_nqn(number: u32) -> String {
     format!("nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-{number:012}")
 }
 
-fn guess(model: &Model, rng: &mut Rng, lba: u64, blocks: u64) -> Vec<u8> {
-    let size = model.block_size();
-    let mut expected = vec![0; blocks as usize * size];
-    for (n, block) in expected.chunks_mut(size).enumerate() {
-        model::fill(model.guess(lba + n as u64), lba + n as u64, block);
-    }
-    if rng.one_in(8) {
-        expected[0] ^= 1;
-    }
-    expected
-}
-
-/// Nobody will tell how a command has ended.
-fn lose(shared: &mut Namespaces, command: &Command) {
-    let Some(model) = shared.models.get_mut(&command.nsid) else { return };
-    command.read.into_iter().for_each(|read| model.read_lost(read));
-    command.write.into_iter().for_each(|write| model.lost(write, command.lba, command.blocks));
-}
-
 impl Actor for Host {
     fn act(&mut self, world: &WorldView) -> Progress {
         let now = world.sim.now();
+        self.now = now;
         match self.phase {
             Phase::Done => return Progress::Idle,
             Phase::Away { until } => {
@@ -947,22 +687,24 @@ impl Actor for Host {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let stalled = self.queues.iter().map(|queue| queue.stalled_until).filter(|at| at.0 > 0).max();
         match self.phase {
-            Phase::Done => None,
-            Phase::Away { until } => Some(until),
-            // Stalls that are over do not count: the clock only jumps forward.
-            Phase::Running => {
-                let wants = self.left > 0 && (1..self.queues.len()).any(|n| self.queues[n].room() >= 2);
-                let submit = wants.then_some(self.pause_until);
-                [Some(self.next_keep_alive), self.vanish_at, submit, stalled].into_iter().flatten().min()
-            }
-            _ => {
-                let keep_alive = Some(self.next_keep_alive).filter(|_| self.phase == Phase::Io);
-                let patience = self.queues.iter().map(|queue| queue.since + COMMAND_PATIENCE).min();
-                [keep_alive, self.vanish_at, stalled, patience].into_iter().flatten().min()
-            }
+            Phase::Done => return None,
+            Phase::Away { until } => return Some(until),
+            _ => {}
         }
+        let running = self.phase == Phase::Running;
+        let wants = running && self.left > 0 && (1..self.queues.len()).any(|n| self.queues[n].room() >= 2);
+        let keep_alive = (running || self.phase == Phase::Io).then_some(self.next_keep_alive);
+        let own = [keep_alive, self.vanish_at, wants.then_some(self.pause_until)];
+        let connect = |queue: &Queue| (!queue.up).then(|| queue.since + COMMAND_PATIENCE);
+        let oldest = |queue: &Queue| {
+            let counts = |command: &&Command| command.kind != Kind::Event && command.ended.is_none();
+            let since = queue.commands.values().filter(counts).map(|command| command.since).min();
+            since.map(|since| since + COMMAND_PATIENCE + Duration::from_nanos(1))
+        };
+        let queues = self.queues.iter().flat_map(|queue| [Some(queue.stalled_until), connect(queue), oldest(queue)]);
+        // What has passed has been seen, and there was nothing to do.
+        own.into_iter().chain(queues).flatten().filter(|&at| at > self.now).min()
     }
 
     fn describe(&self) -> String {
