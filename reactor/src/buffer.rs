@@ -524,9 +524,14 @@ impl BufferPool {
         self.totals.iter().zip(CLASS_BYTES).map(|(n, size)| n * size).sum()
     }
 
-    /// Bytes in buffers that are at home on this thread.
-    pub fn free_bytes(&self) -> usize {
-        self.free.iter().zip(CLASS_BYTES).map(|(list, size)| list.len() * size).sum()
+    /// Whether buffers of `bytes` bytes together are at home. Those that were dropped elsewhere are brought in first when it
+    /// depends on them.
+    pub fn has_free(&mut self, bytes: usize) -> bool {
+        let free = |pool: &Self| pool.free.iter().zip(CLASS_BYTES).map(|(list, size)| list.len() * size).sum::<usize>();
+        if free(self) < bytes {
+            self.collect_returned();
+        }
+        free(self) >= bytes
     }
 
     /// Gives memory back. Buffers of other pools and heap buffers find their own way home.
@@ -652,6 +657,17 @@ mod tests {
         let lists: Vec<_> = (0..4).map(|_| pool.alloc(4096).unwrap()).collect();
         std::thread::spawn(move || drop(lists)).join().unwrap();
         assert!(pool.is_whole());
+    }
+
+    #[test]
+    fn what_was_dropped_counts_as_free() {
+        let mut pool = BufferPool::new(PoolConfig { small: 2, medium: 0, large: 0 }).unwrap();
+        let (kept, dropped) = (pool.alloc(4096).unwrap(), pool.alloc(4096).unwrap());
+        drop(dropped);
+        assert!(pool.has_free(4096));
+        assert!(!pool.has_free(4097));
+        pool.put(kept);
+        assert!(pool.has_free(8192));
     }
 
     #[test]

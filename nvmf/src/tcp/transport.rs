@@ -158,7 +158,7 @@ struct TcpQpair {
 /// Memory for the machine, keeping one capsule's worth back where [`Need`] says so.
 fn alloc(pool: &mut BufferPool, len: u32, need: Need, keep: usize) -> Option<Buffers> {
     let list = pool.alloc(len as usize)?;
-    if need == Need::HostData && pool.free_bytes() < keep {
+    if need == Need::HostData && !pool.has_free(keep) {
         pool.put(list);
         return None;
     }

@@ -24,13 +24,15 @@ use ringstone_sim::{Model, Rng, Sim, World, WorldConfig};
 mod regressions {
     /// 7, 12, 34, 36: the halves of fused operations held memory and waited for each other's; 2, 3: they came up in the
     /// wrong order.
-    pub const SERVES: &[u64] = &[34, 36];
+    /// 1058, 1206: memory that was dropped elsewhere did not count as free, and writes waited for it for ever.
+    pub const SERVES: &[u64] = &[34, 36, 1058, 1206];
     /// 9: as the first above, with a host that is thrown out meanwhile.
     pub const CHURN: &[u64] = &[9];
     /// 1: a first command that is not Connect ended the target; 11, 17: nobody accepted again after descriptors ran out.
     pub const NETWORK: &[u64] = &[39, 48];
     /// 19: a queue pair was closed that was already gone.
-    pub const DISKS: &[u64] = &[19];
+    /// 1077: as 1058 above.
+    pub const DISKS: &[u64] = &[19, 1077];
     pub const POWER: &[u64] = &[];
     pub const SHUTDOWN: &[u64] = &[];
 }
