@@ -7,6 +7,9 @@
 //! 4. Otherwise (a fresh state directory): a 1 GiB volume, served on `--listen`.
 //!
 //! The log says which it was. Whatever is set aside stays in the state directory under another name.
+//!
+//! A saved configuration is restored whole or the server does not start: the next change would save what is there, and
+//! forget a volume that was only away. `--partial` serves the rest all the same, and keeps the whole one aside.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -74,6 +77,9 @@ pub struct Options {
     /// Wait for framework_start_init over JSON-RPC before starting.
     #[arg(long)]
     wait_for_rpc: bool,
+    /// Serve what can be restored of the saved configuration, when not all of it can. The whole of it is kept aside.
+    #[arg(long, conflicts_with_all = ["config", "empty"])]
+    partial: bool,
     /// How files are read and written. auto: io_uring where the kernel offers it.
     #[arg(long, value_enum, default_value_t = Engine::Auto)]
     file_engine: Engine,
@@ -351,6 +357,13 @@ impl Appliance {
             self.report(&report);
             if matches!(source, Source::Saved { .. }) {
                 if !report.failed.is_empty() {
+                    if !options.partial {
+                        return Err(format!(
+                            "{} of the saved configuration's calls could not be restored, as said above, and nothing was \
+                             changed; put right what they name and start again, or serve the rest with --partial",
+                            report.failed.len()
+                        ));
+                    }
                     let aside = self.state.set_aside("unrestored")?;
                     tracing::error!(kept = %aside.display(), "parts of the saved configuration could not be restored; the next change saves what is there now");
                 }

@@ -131,7 +131,7 @@ fn a_change_that_cannot_be_saved_is_not_answered_as_done() {
 }
 
 #[test]
-fn what_is_missing_does_not_take_the_rest_with_it() {
+fn what_is_missing_is_said_and_the_rest_served_when_asked_for() {
     let scratch = Scratch::new();
     let port = free_port();
     let (good, gone) = (image(&scratch, "good"), image(&scratch, "gone"));
@@ -147,7 +147,13 @@ fn what_is_missing_does_not_take_the_rest_with_it() {
     server.kill();
     fs::rename(&gone, format!("{gone}.away")).unwrap();
 
-    let server = Server::start(&scratch, &[]);
+    let saved = fs::read(scratch.config()).unwrap();
+    let said = scratch.refused(&[]);
+    assert!(said.contains(&gone) && said.contains("--partial"), "{said}");
+    assert_eq!(fs::read(scratch.config()).unwrap(), saved, "a refused start changes nothing");
+    assert!(!scratch.state().join("config.json.unrestored").exists());
+
+    let server = Server::start(&scratch, &["--partial"]);
     let log = server.log();
     assert!(log.contains("not restored") && log.contains("bdev_uring_create") && log.contains(&gone), "{log}");
     assert!(log.contains("config.json.unrestored"), "{log}");
@@ -185,7 +191,8 @@ fn a_volume_that_somebody_else_holds() {
 
     let lock = fs::File::options().write(true).open(&held).unwrap();
     flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
-    let server = Server::start(&scratch, &[]);
+    assert!(scratch.refused(&[]).contains(&held));
+    let server = Server::start(&scratch, &["--partial"]);
     let bdevs = server.call("bdev_get_bdevs", json!({}));
     assert_eq!(bdevs.as_array().unwrap().iter().map(|bdev| &bdev["name"]).collect::<Vec<_>>(), ["Free"]);
     assert!(server.log().contains(&held), "{}", server.log());
@@ -203,7 +210,8 @@ fn a_lost_port_does_not_lose_the_listener() {
     let whole = snapshot(&server);
     server.kill();
     let taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
-    let server = Server::start(&scratch, &[]);
+    assert!(scratch.refused(&[]).contains(&format!("127.0.0.1:{port}")));
+    let server = Server::start(&scratch, &["--partial"]);
     assert!(server.log().contains(&format!("127.0.0.1:{port}")), "{}", server.log());
     assert_eq!(server.call("bdev_get_bdevs", json!({})).as_array().unwrap().len(), 1);
     server.kill();
