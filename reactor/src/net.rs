@@ -1,29 +1,88 @@
-//! Stream sockets: the seam that transports see, and its implementation on the operating system.
+//! Stream sockets: the seam that front ends see, and its implementation on the operating system.
 //!
 //! Sockets are non-blocking and are read and written with plain vectored system calls from the reactor that owns them;
-//! readiness comes from the reactor's [`park`](crate::park) set.
+//! readiness comes from the reactor's [`park`](crate::park) set. A socket has an [`Address`]: of the network, or a path of
+//! the file system (a Unix socket, whose file [`unix`] looks after).
+
+mod unix;
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::park::Source;
 
+/// Where a socket listens, or where its other end is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// TCP, over IPv4 or IPv6.
+    Ip(SocketAddr),
+    /// A Unix socket's file. Empty for an end that has none, as clients have.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// The address and port, of a TCP socket.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        match self {
+            Address::Ip(addr) => Some(*addr),
+            Address::Unix(_) => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(addr: SocketAddr) -> Address {
+        Address::Ip(addr)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Ip(addr) => addr.fmt(f),
+            Address::Unix(path) if path.as_os_str().is_empty() => f.write_str("a local process"),
+            Address::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// Opens sockets.
 pub trait Network: Send + Sync {
-    /// Listens on `addr` (port 0: a free port is chosen).
+    /// Listens on `at`. Of a network address, port 0 chooses a free port. A Unix socket's file is made with mode 0600,
+    /// replaces one that nobody answers on, and is removed when the listener is dropped.
     ///
     /// # Errors
-    /// As the host says: address in use, not available, no permission.
-    fn listen(&self, addr: SocketAddr, backlog: u32) -> io::Result<Box<dyn Listener>>;
+    /// As the host says: address in use (a Unix socket that somebody answers on included), not available, no permission;
+    /// `AlreadyExists` when the path is something other than a socket.
+    fn listen_at(&self, at: &Address, backlog: u32) -> io::Result<Box<dyn Listener>>;
 
-    /// Starts to connect to `addr`; the stream is writable once that has happened, and reports a failure from its
-    /// first `send` or `recv`.
+    /// Starts to connect to `to`; the stream is writable once that has happened, and reports a failure from its first
+    /// `send` or `recv`.
     ///
     /// # Errors
     /// When the host refuses at once.
-    fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn Stream>>;
+    fn connect_to(&self, to: &Address) -> io::Result<Box<dyn Stream>>;
+
+    /// [`Network::listen_at`] an address of the network.
+    ///
+    /// # Errors
+    /// As there.
+    fn listen(&self, addr: SocketAddr, backlog: u32) -> io::Result<Box<dyn Listener>> {
+        self.listen_at(&Address::Ip(addr), backlog)
+    }
+
+    /// [`Network::connect_to`] an address of the network.
+    ///
+    /// # Errors
+    /// As there.
+    fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn Stream>> {
+        self.connect_to(&Address::Ip(addr))
+    }
 }
 
 /// A listening socket.
@@ -34,7 +93,7 @@ pub trait Listener: Send {
     /// `WouldBlock`, or as the host says (out of descriptors: the connection stays queued).
     fn accept(&mut self) -> io::Result<Box<dyn Stream>>;
     /// The address listened on, with the port that was chosen.
-    fn local_addr(&self) -> SocketAddr;
+    fn local_addr(&self) -> Address;
     /// What to watch.
     fn source(&self) -> Source;
 }
@@ -54,9 +113,9 @@ pub trait Stream: Send {
     /// What to watch.
     fn source(&self) -> Source;
     /// The other end's address.
-    fn peer_addr(&self) -> SocketAddr;
+    fn peer_addr(&self) -> Address;
     /// This end's address.
-    fn local_addr(&self) -> SocketAddr;
+    fn local_addr(&self) -> Address;
     /// Says that nothing more will be sent; the peer reads the end of the stream after what was sent.
     fn shutdown_write(&mut self);
 }
@@ -65,51 +124,85 @@ pub trait Stream: Send {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsNetwork;
 
+/// A socket as all of them are made.
+fn socket(family: AddressFamily) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?)
+}
+
+fn family(addr: &SocketAddr) -> AddressFamily {
+    if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 }
+}
+
+fn backlog_i32(backlog: u32) -> i32 {
+    i32::try_from(backlog).unwrap_or(i32::MAX)
+}
+
 impl Network for OsNetwork {
-    fn listen(&self, addr: SocketAddr, backlog: u32) -> io::Result<Box<dyn Listener>> {
-        use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
-        let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = net::socket_with(family, SocketType::STREAM, flags, None)?;
-        sockopt::set_socket_reuseaddr(&fd, true)?;
+    fn listen_at(&self, at: &Address, backlog: u32) -> io::Result<Box<dyn Listener>> {
+        let addr = match at {
+            Address::Ip(addr) => addr,
+            Address::Unix(path) => {
+                let (socket, file) = unix::listen(path, backlog_i32(backlog))?;
+                return Ok(Box::new(OsListener { socket, local: at.clone(), _file: Some(file) }));
+            }
+        };
+        let socket = socket(family(addr))?;
+        sockopt::set_socket_reuseaddr(&socket, true)?;
         if addr.is_ipv6() {
             // An IPv6 wildcard serves IPv6; IPv4 is asked for by its own listener.
-            sockopt::set_ipv6_v6only(&fd, true)?;
+            sockopt::set_ipv6_v6only(&socket, true)?;
         }
-        net::bind(&fd, &addr)?;
-        net::listen(&fd, i32::try_from(backlog).unwrap_or(i32::MAX))?;
-        let listener = TcpListener::from(fd);
-        let local = listener.local_addr()?;
-        Ok(Box::new(OsListener { listener, local }))
+        rustix::net::bind(&socket, addr)?;
+        rustix::net::listen(&socket, backlog_i32(backlog))?;
+        let local = Address::Ip(ip_address(rustix::net::getsockname(&socket)?)?);
+        Ok(Box::new(OsListener { socket, local, _file: None }))
     }
 
-    fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn Stream>> {
-        use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
-        let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let fd = net::socket_with(family, SocketType::STREAM, flags, None)?;
-        match net::connect(&fd, &addr) {
+    fn connect_to(&self, to: &Address) -> io::Result<Box<dyn Stream>> {
+        let addr = match to {
+            Address::Ip(addr) => addr,
+            Address::Unix(path) => {
+                let socket = unix::connect(path)?;
+                return Ok(Box::new(OsStream { socket, peer: to.clone(), local: Address::Unix(PathBuf::new()) }));
+            }
+        };
+        let socket = socket(family(addr))?;
+        match rustix::net::connect(&socket, addr) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(errno) => return Err(errno.into()),
         }
-        OsStream::boxed(fd, addr)
+        OsStream::tcp(socket, *addr)
     }
 }
 
+fn ip_address(any: rustix::net::SocketAddrAny) -> io::Result<SocketAddr> {
+    SocketAddr::try_from(any).map_err(|_| io::Error::other("a connection without an address"))
+}
+
 struct OsListener {
-    listener: TcpListener,
-    local: SocketAddr,
+    socket: OwnedFd,
+    local: Address,
+    /// Removed with the listener.
+    _file: Option<unix::SocketFile>,
 }
 
 impl Listener for OsListener {
     fn accept(&mut self) -> io::Result<Box<dyn Stream>> {
-        use rustix::net::{SocketFlags, acceptfrom_with};
+        use rustix::net::acceptfrom_with;
         loop {
-            match acceptfrom_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok((fd, peer)) => {
-                    let peer = peer.and_then(|p| SocketAddr::try_from(p).ok());
-                    let peer = peer.ok_or_else(|| io::Error::other("a connection without an address"))?;
-                    return OsStream::boxed(fd, peer);
+            match acceptfrom_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok((socket, peer)) => {
+                    return match &self.local {
+                        Address::Ip(_) => {
+                            let peer = peer.ok_or_else(|| io::Error::other("a connection without an address"))?;
+                            OsStream::tcp(socket, ip_address(peer)?)
+                        }
+                        local => {
+                            let peer = Address::Unix(PathBuf::new());
+                            Ok(Box::new(OsStream { socket, peer, local: local.clone() }))
+                        }
+                    };
                 }
                 // The peer went away between its connection and this call: look at the next.
                 Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => {}
@@ -118,28 +211,27 @@ impl Listener for OsListener {
         }
     }
 
-    fn local_addr(&self) -> SocketAddr {
-        self.local
+    fn local_addr(&self) -> Address {
+        self.local.clone()
     }
 
     fn source(&self) -> Source {
-        Source::Fd(self.listener.as_raw_fd())
+        Source::Fd(self.socket.as_raw_fd())
     }
 }
 
 struct OsStream {
-    stream: TcpStream,
-    peer: SocketAddr,
-    local: SocketAddr,
+    socket: OwnedFd,
+    peer: Address,
+    local: Address,
 }
 
 impl OsStream {
-    fn boxed(fd: OwnedFd, peer: SocketAddr) -> io::Result<Box<dyn Stream>> {
-        let stream = TcpStream::from(fd);
+    fn tcp(socket: OwnedFd, peer: SocketAddr) -> io::Result<Box<dyn Stream>> {
         // Replies are gathered before they are sent; waiting for more would only add latency.
-        stream.set_nodelay(true)?;
-        let local = stream.local_addr()?;
-        Ok(Box::new(OsStream { stream, peer, local }))
+        sockopt::set_tcp_nodelay(&socket, true)?;
+        let local = ip_address(rustix::net::getsockname(&socket)?)?;
+        Ok(Box::new(OsStream { socket, peer: Address::Ip(peer), local: Address::Ip(local) }))
     }
 }
 
@@ -149,8 +241,8 @@ impl Stream for OsStream {
         use rustix::net::{RecvFlags, recv};
         loop {
             let result = match &mut *bufs {
-                [one] => recv(&self.stream, &mut **one, RecvFlags::empty()).map(|(n, _)| n),
-                many => rustix::io::readv(&self.stream, many),
+                [one] => recv(&self.socket, &mut **one, RecvFlags::empty()).map(|(n, _)| n),
+                many => rustix::io::readv(&self.socket, many),
             };
             match result {
                 Err(rustix::io::Errno::INTR) => {}
@@ -164,8 +256,8 @@ impl Stream for OsStream {
         use rustix::net::{SendAncillaryBuffer, SendFlags, send, sendmsg};
         loop {
             let result = match bufs {
-                [one] => send(&self.stream, one, SendFlags::NOSIGNAL),
-                many => sendmsg(&self.stream, many, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
+                [one] => send(&self.socket, one, SendFlags::NOSIGNAL),
+                many => sendmsg(&self.socket, many, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
             };
             match result {
                 Err(rustix::io::Errno::INTR) => {}
@@ -175,20 +267,20 @@ impl Stream for OsStream {
     }
 
     fn source(&self) -> Source {
-        Source::Fd(self.stream.as_raw_fd())
+        Source::Fd(self.socket.as_raw_fd())
     }
 
-    fn peer_addr(&self) -> SocketAddr {
-        self.peer
+    fn peer_addr(&self) -> Address {
+        self.peer.clone()
     }
 
-    fn local_addr(&self) -> SocketAddr {
-        self.local
+    fn local_addr(&self) -> Address {
+        self.local.clone()
     }
 
     fn shutdown_write(&mut self) {
         // A stream that is already gone needs no farewell.
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Write);
     }
 }
 
@@ -212,12 +304,19 @@ mod tests {
 
     #[test]
     fn bytes_cross_a_connection_in_order() {
+        cross(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into());
+        let folder = Folder::new();
+        cross(&Address::Unix(folder.0.join("socket")));
+        assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 0, "the file goes with the listener");
+    }
+
+    fn cross(at: &Address) {
         let net = OsNetwork;
         let mut parker = EpollParker::new().unwrap();
-        let mut listener = net.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let mut listener = net.listen_at(at, 16).unwrap();
         assert_eq!(listener.accept().err().unwrap().kind(), io::ErrorKind::WouldBlock);
         parker.watch(listener.source(), 1).unwrap();
-        let mut client = net.connect(listener.local_addr()).unwrap();
+        let mut client = net.connect_to(&listener.local_addr()).unwrap();
         wait_for(&mut parker, 1);
         let mut server = listener.accept().unwrap();
         assert_eq!(server.peer_addr(), client.local_addr());
@@ -237,6 +336,60 @@ mod tests {
     fn a_port_in_use_is_an_error() {
         let net = OsNetwork;
         let listener = net.listen("127.0.0.1:0".parse().unwrap(), 16).unwrap();
-        assert_eq!(net.listen(listener.local_addr(), 16).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(net.listen_at(&listener.local_addr(), 16).err().unwrap().kind(), io::ErrorKind::AddrInUse);
+    }
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Folder {
+            static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+            let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("ringstone-net-{}-{number}", std::process::id()));
+            std::fs::create_dir(&path).unwrap();
+            Folder(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn a_unix_socket_that_answers_is_left_and_one_that_does_not_is_replaced() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = Folder::new();
+        let path = folder.0.join("socket");
+        let at = Address::Unix(path.clone());
+        let first = OsNetwork.listen_at(&at, 16).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let error = OsNetwork.listen_at(&at, 16).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+        OsNetwork.connect_to(&at).unwrap();
+        drop(first);
+        assert!(!path.exists());
+        assert_eq!(OsNetwork.connect_to(&at).err().unwrap().kind(), io::ErrorKind::NotFound);
+        // The standard library leaves its file behind, as a killed process does.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let second = OsNetwork.listen_at(&at, 16).unwrap();
+        OsNetwork.connect_to(&at).unwrap();
+        // A file that has meanwhile become somebody else's stays.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "mine").unwrap();
+        drop(second);
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+        let error = OsNetwork.listen_at(&at, 16).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{error}");
+    }
+
+    #[test]
+    fn a_path_that_no_socket_can_have_is_said() {
+        let error = OsNetwork.listen_at(&Address::Unix(format!("/tmp/{}", "x".repeat(120)).into()), 1).err().unwrap();
+        assert!(error.to_string().contains("107 bytes"), "{error}");
+        let error = OsNetwork.listen_at(&Address::Unix("/nonexistent/socket".into()), 1).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -11,7 +11,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use reactor::net::{Listener, Network, Stream};
+use reactor::net::{Address, Listener, Network, Stream};
 use reactor::park::Ready;
 use reactor::reactor::WatchId;
 use reactor::{BufferPool, Buffers, Context, PollerId};
@@ -33,6 +33,11 @@ const BACKLOG: u32 = 512;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_BYTES]);
+}
+
+/// The address of a socket of this transport, which opens none but those of TCP.
+fn of_tcp(address: &Address) -> SocketAddr {
+    address.ip().expect("a TCP socket has an address and a port")
 }
 
 /// NVMe/TCP over a platform's sockets.
@@ -131,7 +136,7 @@ impl Incoming for TcpIncoming {
     }
 
     fn peer_addr(&self) -> SocketAddr {
-        self.stream.peer_addr()
+        of_tcp(&self.stream.peer_addr())
     }
 }
 
@@ -344,10 +349,10 @@ impl Qpair for TcpQpair {
     }
 
     fn peer_addr(&self) -> SocketAddr {
-        self.stream.peer_addr()
+        of_tcp(&self.stream.peer_addr())
     }
 
     fn local_addr(&self) -> SocketAddr {
-        self.stream.local_addr()
+        of_tcp(&self.stream.local_addr())
     }
 }

@@ -184,7 +184,7 @@ fn sleepers_wake_for_messages_sockets_and_deadlines() {
         let platform: Arc<dyn Platform> = Arc::new(TestPlatform::default());
         let reactors = ReactorThreads::start(&platform, &[config(0, policy), config(1, policy)], |_| Ok(())).unwrap();
         let mut listener = OsNetwork.listen("127.0.0.1:0".parse().unwrap(), 4).unwrap();
-        let mut client = std::net::TcpStream::connect(listener.local_addr()).unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().ip().unwrap()).unwrap();
         let stream = loop {
             match listener.accept() {
                 Ok(stream) => break stream,

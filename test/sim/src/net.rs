@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bdev::conformance::Rng;
-use reactor::net::{Listener, Network, Stream};
+use reactor::net::{Address, Listener, Network, Stream};
 use reactor::park::Source;
 
 use crate::park::Parks;
@@ -78,8 +79,8 @@ pub(crate) enum NetEvent {
 
 struct End {
     peer: u64,
-    local: SocketAddr,
-    remote: SocketAddr,
+    local: Address,
+    remote: Address,
     /// Bytes that the direction towards this end holds at most.
     capacity: usize,
     unread: VecDeque<u8>,
@@ -101,7 +102,7 @@ struct End {
 }
 
 struct Listening {
-    addr: SocketAddr,
+    addr: Address,
     backlog: usize,
     queue: VecDeque<u64>,
 }
@@ -200,11 +201,15 @@ impl Net {
     }
 
     fn syn(&mut self, client: u64, rng: &mut Rng, agenda: &mut Agenda, parks: &mut Parks) {
-        let Some(remote) = self.ends.get(&client).map(|end| (end.remote, end.local)) else { return };
-        let (wanted, from) = remote;
-        let reaches =
-            |addr: SocketAddr| addr.port() == wanted.port() && (addr.ip() == wanted.ip() || addr.ip().is_unspecified());
-        let found = self.listeners.iter().find(|(_, listening)| reaches(listening.addr)).map(|(id, _)| *id);
+        let Some(ends) = self.ends.get(&client).map(|end| (end.remote.clone(), end.local.clone())) else { return };
+        let (wanted, from) = ends;
+        let reaches = |addr: &Address| match (addr, &wanted) {
+            (Address::Ip(addr), Address::Ip(wanted)) => {
+                addr.port() == wanted.port() && (addr.ip() == wanted.ip() || addr.ip().is_unspecified())
+            }
+            (addr, wanted) => addr == wanted,
+        };
+        let found = self.listeners.iter().find(|(_, listening)| reaches(&listening.addr)).map(|(id, _)| *id);
         let delay = self.delay(rng);
         let Some(listener) = found.filter(|id| self.listeners[id].queue.len() < self.listeners[id].backlog) else {
             agenda.after(delay, Event::Net(NetEvent::Failed { end: client, errno: ECONNREFUSED }));
@@ -375,7 +380,7 @@ impl Net {
 }
 
 impl End {
-    fn new(peer: u64, local: SocketAddr, remote: SocketAddr, capacity: usize) -> End {
+    fn new(peer: u64, local: Address, remote: Address, capacity: usize) -> End {
         End {
             peer,
             local,
@@ -408,43 +413,53 @@ impl SimNetwork {
 }
 
 impl Network for SimNetwork {
-    fn listen(&self, mut addr: SocketAddr, backlog: u32) -> io::Result<Box<dyn Listener>> {
+    fn listen_at(&self, at: &Address, backlog: u32) -> io::Result<Box<dyn Listener>> {
         let mut state = self.0.lock();
         let net = &mut state.net;
-        if addr.port() == 0 {
+        let mut addr = at.clone();
+        if let Address::Ip(addr) = &mut addr
+            && addr.port() == 0
+        {
             net.next_port += 1;
             addr.set_port(40_000 + net.next_port);
         }
         let covers = |a: IpAddr, b: IpAddr| a == b || a.is_unspecified() && a.is_ipv4() == b.is_ipv4();
-        let clash = |other: SocketAddr| {
-            other.port() == addr.port() && (covers(other.ip(), addr.ip()) || covers(addr.ip(), other.ip()))
+        let clash = |other: &Address| match (other, &addr) {
+            (Address::Ip(other), Address::Ip(addr)) => {
+                other.port() == addr.port() && (covers(other.ip(), addr.ip()) || covers(addr.ip(), other.ip()))
+            }
+            (other, addr) => other == addr,
         };
-        if net.listeners.values().any(|listening| clash(listening.addr)) {
+        if net.listeners.values().any(|listening| clash(&listening.addr)) {
             return Err(io::Error::from_raw_os_error(EADDRINUSE));
         }
         let id = net.draw();
-        trace::event("listen", id, addr.port().into(), 0);
-        net.listeners.insert(id, Listening { addr, backlog: backlog.max(1) as usize, queue: VecDeque::new() });
+        trace::event("listen", id, addr.ip().map_or(0, |addr| addr.port()).into(), 0);
+        let listening = Listening { addr: addr.clone(), backlog: backlog.max(1) as usize, queue: VecDeque::new() };
+        net.listeners.insert(id, listening);
         Ok(Box::new(SimListener { sim: Arc::clone(&self.0), id, addr }))
     }
 
-    fn connect(&self, addr: SocketAddr) -> io::Result<Box<dyn Stream>> {
+    fn connect_to(&self, to: &Address) -> io::Result<Box<dyn Stream>> {
         let mut state = self.0.lock();
         let state = &mut *state;
         let id = state.net.draw();
-        let local = SocketAddr::new(IpAddr::from([10, 0, 0, 1]), 10_000 + (id % 50_000) as u16);
+        let local = match to {
+            Address::Ip(_) => SocketAddr::new(IpAddr::from([10, 0, 0, 1]), 10_000 + (id % 50_000) as u16).into(),
+            Address::Unix(_) => Address::Unix(PathBuf::new()),
+        };
         let capacity = State::skewed(&mut state.rng, state.net.rules.buffer) as usize;
-        state.net.ends.insert(id, End::new(0, local, addr, capacity));
+        state.net.ends.insert(id, End::new(0, local.clone(), to.clone(), capacity));
         let delay = state.net.delay(&mut state.rng);
         state.agenda.after(delay, Event::Net(NetEvent::Syn { client: id }));
-        Ok(Box::new(SimStream { sim: Arc::clone(&self.0), id, local, remote: addr }))
+        Ok(Box::new(SimStream { sim: Arc::clone(&self.0), id, local, remote: to.clone() }))
     }
 }
 
 struct SimListener {
     sim: Arc<Sim>,
     id: u64,
-    addr: SocketAddr,
+    addr: Address,
 }
 
 impl Listener for SimListener {
@@ -465,12 +480,12 @@ impl Listener for SimListener {
         let end = state.net.ends.get_mut(&id).expect("queued connections are kept");
         end.open = true;
         end.queued = false;
-        let (local, remote) = (end.local, end.remote);
+        let (local, remote) = (end.local.clone(), end.remote.clone());
         Ok(Box::new(SimStream { sim: Arc::clone(&self.sim), id, local, remote }))
     }
 
-    fn local_addr(&self) -> SocketAddr {
-        self.addr
+    fn local_addr(&self) -> Address {
+        self.addr.clone()
     }
 
     fn source(&self) -> Source {
@@ -505,8 +520,8 @@ impl Drop for SimListener {
 struct SimStream {
     sim: Arc<Sim>,
     id: u64,
-    local: SocketAddr,
-    remote: SocketAddr,
+    local: Address,
+    remote: Address,
 }
 
 impl Stream for SimStream {
@@ -526,12 +541,12 @@ impl Stream for SimStream {
         Source::Virtual(self.id)
     }
 
-    fn peer_addr(&self) -> SocketAddr {
-        self.remote
+    fn peer_addr(&self) -> Address {
+        self.remote.clone()
     }
 
-    fn local_addr(&self) -> SocketAddr {
-        self.local
+    fn local_addr(&self) -> Address {
+        self.local.clone()
     }
 
     fn shutdown_write(&mut self) {
