@@ -3,6 +3,7 @@
 //! A module is one file here and one line in [`MODULES`]; the line yields its RPCs, the configuration that is saved and
 //! restored, and its run of the [conformance](crate::conformance) suite.
 
+pub mod appliance;
 mod common;
 pub mod delay;
 pub mod error;

@@ -256,6 +256,11 @@ impl Buffers {
         self.len == 0
     }
 
+    /// Whether any of it is somebody else's memory, lent by [`Buffers::view`]: it must not be kept past the lender's contract.
+    pub fn has_views(&self) -> bool {
+        self.segments.iter().any(|buffer| matches!(buffer.home, Home::View))
+    }
+
     /// Number of segments.
     pub fn segment_count(&self) -> usize {
         self.segments.len()
@@ -696,10 +701,12 @@ mod tests {
         list.fill(0);
         // SAFETY: the parent is not touched until the view is gone.
         let mut view = unsafe { list.view(131_070, 4) };
+        assert!(view.has_views());
         view.write_at(0, &[1, 2, 3, 4]);
         drop(view);
         let mut out = [0; 6];
         list.read_at(131_069, &mut out);
         assert_eq!(out, [0, 1, 2, 3, 4, 0]);
+        assert!(!list.has_views());
     }
 }

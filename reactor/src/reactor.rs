@@ -326,6 +326,11 @@ impl Context {
         &mut *self.parker
     }
 
+    /// Has the reactor stop after its present step.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
     /// Reports readiness of `source` to `poller` under `key`.
     ///
     /// # Errors
@@ -716,6 +721,64 @@ impl Drop for Reactor {
 impl fmt::Debug for Reactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reactor").field("id", &self.cx.id).field("pollers", &self.pollers.len()).finish()
+    }
+}
+
+/// What sets a [`LoneReactor`] up.
+pub type Begin = Box<dyn FnOnce(io::Result<&mut Context>) + Send>;
+
+/// A reactor beside the group, in a group of its own, to be started by whoever runs threads: a worker with pollers, a
+/// mailbox and a sleep, but without the layers that the group's reactors carry.
+pub struct LoneReactor {
+    /// Name of its thread; at most 15 bytes are seen by the host.
+    pub name: String,
+    /// The core to pin to; `None` leaves the thread where it is.
+    pub core: Option<usize>,
+    /// Spinning and sleeping.
+    pub policy: PollPolicy,
+    /// Called once on its thread: with its context, before its first step, or with the reason why there is none.
+    pub begin: Begin,
+}
+
+impl LoneReactor {
+    /// Builds the reactor on the calling thread. `None`: it could not be, and [`LoneReactor::begin`] was told.
+    pub fn build(self, platform: &Arc<dyn Platform>) -> Option<Reactor> {
+        let config = ReactorConfig { id: ReactorId(0), core: self.core, policy: self.policy };
+        let pinned = self.core.map_or(Ok(()), |core| platform.pin(core));
+        match pinned.and_then(|()| Reactor::new(config, Arc::clone(platform))) {
+            Ok(mut reactor) => {
+                let handle = reactor.handle();
+                reactor.join_group(vec![handle]);
+                (self.begin)(Ok(reactor.context()));
+                Some(reactor)
+            }
+            Err(error) => {
+                (self.begin)(Err(error));
+                None
+            }
+        }
+    }
+
+    /// Runs it on a thread of its own until it stops itself.
+    ///
+    /// # Errors
+    /// When the host has no thread for it.
+    pub fn spawn(self, platform: &Arc<dyn Platform>) -> io::Result<()> {
+        let platform = Arc::clone(platform);
+        let thread = std::thread::Builder::new().name(self.name.clone());
+        let body = move || {
+            // It was pinned when it was built, and nothing else of running it fails.
+            if let Some(mut reactor) = self.build(&platform) {
+                let _ = reactor.run();
+            }
+        };
+        thread.spawn(body).map(drop)
+    }
+}
+
+impl fmt::Debug for LoneReactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoneReactor").field("name", &self.name).field("core", &self.core).finish_non_exhaustive()
     }
 }
 

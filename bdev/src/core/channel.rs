@@ -87,6 +87,12 @@ pub trait IoChannel {
         None
     }
 
+    /// The reactor is about to sleep: look once more for work that nothing else announces (rings); `false`: there is some.
+    /// Asked of channels that want to be polled.
+    fn may_sleep(&mut self) -> bool {
+        true
+    }
+
     /// Channels of lower devices that operations are forwarded to: an abort that this module cannot do itself is tried
     /// on them.
     fn base_channels(&self) -> &[ChannelId] {

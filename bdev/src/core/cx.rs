@@ -4,7 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use reactor::file::{File, FileOp, FileRequest, FileSlot};
-use reactor::{BufferPool, Instant, ReactorId};
+use reactor::park::Waker;
+use reactor::{BufferPool, Instant, ReactorHandle, ReactorId};
 
 use super::io::Io;
 use super::registry::BdevInfo;
@@ -102,6 +103,16 @@ impl ChannelCx<'_> {
     /// What file I/O is done with on this reactor.
     pub fn file_mode(&self) -> String {
         self.runtime.inner.engine.mode()
+    }
+
+    /// What reaches the reactor that the channel is on.
+    pub fn handle(&self) -> ReactorHandle {
+        self.runtime.group[self.runtime.reactor.0 as usize].clone()
+    }
+
+    /// What wakes the reactor that the channel is on.
+    pub fn waker(&self) -> Waker {
+        self.runtime.waker()
     }
 
     /// The reactor that the channel is on.

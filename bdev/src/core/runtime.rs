@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use reactor::buffer::{ClassStats, PoolConfig, Region};
 use reactor::file::{FileDone, FileEngine};
 use reactor::mailbox::{Full, Message};
+use reactor::park::Waker;
 use reactor::ring::{Consumer, ring};
 use reactor::{BufferPool, Buffers, Context, Instant, Poller, Progress, ReactorHandle, ReactorId, Schedule};
 use slab::Slab;
@@ -360,6 +361,11 @@ impl IoRuntime {
     /// State of the payload memory, by class.
     pub fn pool_stats(&mut self) -> [ClassStats; 3] {
         self.inner.pool.stats()
+    }
+
+    /// What wakes this reactor.
+    pub(super) fn waker(&self) -> Waker {
+        self.home.inner.waker.clone()
     }
 
     /// What file I/O is done with.
@@ -790,8 +796,16 @@ impl Poller for RuntimePoller {
     }
 
     fn may_sleep(&mut self, _: &mut Context) -> bool {
-        let runtime = self.0.borrow();
-        runtime.ring.is_empty()
+        let mut runtime = self.0.borrow_mut();
+        let runtime = &mut *runtime;
+        // Every channel is asked, also after one has refused: asking is what arms it.
+        let mut may = true;
+        for id in &runtime.polled {
+            if let Some(module) = runtime.channels[id.0 as usize].module.as_mut() {
+                may &= module.may_sleep();
+            }
+        }
+        may && runtime.ring.is_empty()
             && runtime.inner.queue.is_empty()
             && runtime.outbox.is_empty()
             && runtime.clients.iter().all(|(_, client)| client.inbox.is_empty())

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_channel::oneshot;
 use futures_util::future::{BoxFuture, Either, select};
 use reactor::buffer::ClassStats;
-use reactor::reactor::Gone;
+use reactor::reactor::{Gone, LoneReactor};
 use reactor::{Platform, ReactorHandle, ReactorId};
 use schema::{Errno, RpcError};
 use uuid::Uuid;
@@ -25,6 +25,13 @@ pub trait Executor: Send + Sync {
     fn spawn(&self, task: BoxFuture<'static, ()>);
     /// Resolves after `duration`.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
+    /// Starts a reactor beside the group, for whoever needs a thread: on a thread of its own, unless the simulator steps it.
+    ///
+    /// # Errors
+    /// When the host has no thread for it.
+    fn start_reactor(&self, reactor: LoneReactor, platform: &Arc<dyn Platform>) -> io::Result<()> {
+        reactor.spawn(platform)
+    }
 }
 
 /// Why something could not be done to a device.
