@@ -36,7 +36,7 @@ use rpc::runtime::IoChannelSnapshot;
 use rpc::{Host, KillSignal, Limits, Server, Table};
 use schema::RpcError;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::defaults;
 use crate::executor::TokioExecutor;
@@ -310,11 +310,18 @@ impl Appliance {
             // The sender lives as long as the appliance.
             let _ = stopped.wait_for(|stop| *stop).await;
         };
-        let serving = tokio::spawn(server.serve(stop));
+        // Until the configuration is in, who calls waits in the socket's queue; unless the start waits for a call.
+        let (open, opened) = oneshot::channel();
+        self.table.hold();
+        let serving = tokio::spawn(async move {
+            // Dropped unsent where the start fails: then the server only has to end.
+            let _ = opened.await;
+            server.serve(stop).await
+        });
         let configured = {
             let mut stopped = self.stop.subscribe();
             tokio::select! {
-                configured = self.configure(options, cores, &socket) => configured,
+                configured = self.configure(options, cores, &socket, open) => configured,
                 _ = stopped.wait_for(|stop| *stop) => Ok(()),
             }
         };
@@ -335,17 +342,27 @@ impl Appliance {
     }
 
     /// Brings in the configuration that counts, and announces what is served.
-    async fn configure(&self, options: &Options, cores: &[usize], socket: &Path) -> Result<(), String> {
+    async fn configure(
+        &self,
+        options: &Options,
+        cores: &[usize],
+        socket: &Path,
+        open: oneshot::Sender<()>,
+    ) -> Result<(), String> {
         let source = Source::choose(options, &self.state)?;
+        let mut open = Some(open);
         if options.wait_for_rpc {
             if let Some(config) = source.config() {
                 let report = config.load_startup(&self.table, source.on_error()).await.map_err(|e| e.to_string())?;
                 self.report(&report);
             }
+            let _ = open.take().map(|open| open.send(()));
             println!("waiting for framework_start_init on {}", socket.display());
-            self.table.call("framework_wait_init", Value::Null).await.map_err(|e| e.message())?;
+            self.table.started().await;
         }
         self.bring_in(source, options).await?;
+        self.table.release().await.map_err(|e| e.message())?;
+        let _ = open.map(|open| open.send(()));
         self.announce(cores, socket).await;
         Ok(())
     }

@@ -81,7 +81,7 @@ pub const METHODS: &[Method<Framework>] = &[
         |framework: Arc<Framework>, _| Box::pin(async move { framework.start().await }),
     )
     .states(States::STARTUP),
-    Method::new("framework_wait_init", "Wait until the server has started.", |framework: Arc<Framework>, _| {
+    Method::new("framework_wait_init", "Wait until the server has started and its configuration is in.", |framework: Arc<Framework>, _| {
         Box::pin(async move { framework.wait().await })
     })
     .states(States::BOTH)
@@ -158,6 +158,7 @@ impl Framework {
         let mut phase = self.state.phase.subscribe();
         // The sender lives as long as the state that is borrowed here.
         let _ = phase.wait_for(|phase| *phase == Phase::Runtime).await;
+        self.state.released().await;
         Ok(json!(true))
     }
 

@@ -14,11 +14,15 @@
 //! configuration is handed to the `after_change` hook, and only when that is
 //! done is the caller told.
 //!
+//! While a configuration is being brought in ([`Table::hold`]) nothing is saved, since what there is then is only a part:
+//! changes that clients ask for wait, and what they changed before the start is saved with the whole.
+//!
 //! Nothing here needs a tokio runtime: its locks and channels work under any
 //! executor, the simulator's too.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use futures_util::future::BoxFuture;
@@ -60,6 +64,10 @@ impl Phase {
 /// What the framework's own methods share with the table.
 pub(crate) struct State {
     pub(crate) phase: watch::Sender<Phase>,
+    /// Whether a configuration is being brought in.
+    pub(crate) held: watch::Sender<bool>,
+    /// Whether something was changed meanwhile that has to be saved with the whole.
+    unsaved: AtomicBool,
     /// Held while the configuration changes.
     pub(crate) changes: Mutex<()>,
     /// Ordered so that each comes after those it depends on.
@@ -70,6 +78,12 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn phase(&self) -> Phase {
         *self.phase.borrow()
+    }
+
+    /// Waits until no configuration is being brought in.
+    pub(crate) async fn released(&self) {
+        // The sender lives as long as this.
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
     }
 
     /// Methods callable in this phase, or in any.
@@ -184,6 +198,8 @@ impl TableBuilder {
     pub fn build(mut self) -> Result<Table, BuildError> {
         let state = Arc::new(State {
             phase: watch::Sender::new(Phase::Startup),
+            held: watch::Sender::new(false),
+            unsaved: AtomicBool::new(false),
             changes: Mutex::new(()),
             sources: config::ordered(std::mem::take(&mut self.sources))?,
             catalogue: OnceLock::new(),
@@ -233,6 +249,34 @@ impl Table {
     pub async fn apply(&self, method: &str, params: Value) -> Result<Value, RpcError> {
         let at = self.find(method)?;
         self.core.run(at, Some(params), false).await
+    }
+
+    /// A configuration is about to be brought in: until [`Table::release`], changes by [`call`](Self::call) and by clients
+    /// wait once the server has started, and none is saved.
+    pub fn hold(&self) {
+        self.core.state.held.send_replace(true);
+    }
+
+    /// The configuration is complete. What was changed before the start is saved now, and whatever waits goes on.
+    ///
+    /// # Errors
+    /// As the `after_change` hook says; everything stays held then.
+    pub async fn release(&self) -> Result<(), RpcError> {
+        let _changes = self.core.state.changes.lock().await;
+        if self.core.state.unsaved.load(Ordering::Relaxed)
+            && let Some(hook) = &self.core.after_change
+        {
+            hook("framework_start_init", config::document(&self.core.state.sources)).await?;
+        }
+        self.core.state.unsaved.store(false, Ordering::Relaxed);
+        self.core.state.held.send_replace(false);
+        Ok(())
+    }
+
+    /// Waits until `framework_start_init` has succeeded.
+    pub async fn started(&self) {
+        // The sender lives as long as the table.
+        let _ = self.core.state.phase.subscribe().wait_for(|phase| *phase == Phase::Runtime).await;
     }
 
     /// Whether `framework_start_init` has succeeded.
@@ -300,10 +344,21 @@ impl Core {
         if !spec.mutates {
             return invoke(params).await.map_err(|error| error.in_method(spec.name));
         }
-        let _changes = self.state.changes.lock().await;
+        let _changes = loop {
+            let changes = self.state.changes.lock().await;
+            if !(save && *self.state.held.borrow() && self.state.phase() == Phase::Runtime) {
+                break changes;
+            }
+            drop(changes);
+            self.state.released().await;
+        };
         // It may have changed while others made their changes.
         self.check_phase(spec)?;
-        let hook = self.after_change.as_ref().filter(|_| save);
+        let held = *self.state.held.borrow();
+        if save && held {
+            self.state.unsaved.store(true, Ordering::Relaxed);
+        }
+        let hook = self.after_change.as_ref().filter(|_| save && !held);
         let before = hook.map(|_| config::document(&self.state.sources));
         let result = invoke(params).await.map_err(|error| error.in_method(spec.name));
         if result.is_ok() {

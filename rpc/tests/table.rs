@@ -403,3 +403,38 @@ fn mistakes_of_the_program_are_found_when_the_table_is_built() {
     let twice = shelf.builder().add(&shelf, &METHODS[..1]).build();
     assert_eq!(twice.err(), Some(BuildError::SameName("shelf_put")));
 }
+
+#[test]
+fn what_is_only_half_brought_in_is_never_saved() {
+    let shelf = Shelf::new();
+    let table = shelf.table();
+    table.hold();
+    call(&table, "shelf_set_size", json!({"size": 3})).unwrap();
+    assert!(shelf.saved.lock().unwrap().is_empty(), "before the start there is nothing whole to save");
+    call(&table, "framework_start_init", Value::Null).unwrap();
+
+    let mut change = pin!(table.call("shelf_put", json!({"name": "mine"})));
+    let mut ready = pin!(table.call("framework_wait_init", Value::Null));
+    assert!(is_pending(change.as_mut()) && is_pending(ready.as_mut()));
+    block_on(table.apply("shelf_put", json!({"name": "restored"}))).unwrap();
+    assert!(is_pending(change.as_mut()));
+    assert!(shelf.saved.lock().unwrap().is_empty());
+
+    block_on(table.release()).unwrap();
+    let last = |shelf: &Shelf| shelf.saved.lock().unwrap().last().unwrap().1.to_string();
+    assert!(last(&shelf).contains("restored") && !last(&shelf).contains("mine"));
+    block_on(change).unwrap();
+    block_on(ready).unwrap();
+    assert!(last(&shelf).contains("restored") && last(&shelf).contains("mine"));
+}
+
+#[test]
+fn what_was_brought_in_unchanged_is_not_saved_again() {
+    let shelf = Shelf::new();
+    let table = shelf.table();
+    table.hold();
+    call(&table, "framework_start_init", Value::Null).unwrap();
+    block_on(table.apply("shelf_put", json!({"name": "restored"}))).unwrap();
+    block_on(table.release()).unwrap();
+    assert!(shelf.saved.lock().unwrap().is_empty());
+}

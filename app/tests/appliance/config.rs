@@ -157,6 +157,18 @@ fn waiting_for_rpc() {
     assert!(iobuf.to_string().contains("\"small_pool_count\":2048"), "{iobuf}");
     assert_eq!(bdevs(&server), ["A"]);
     server.kill();
+    // A change before the start does not put the part that is there then in the place of what was saved.
+    let mut server = Server::start_until(&scratch, &["--wait-for-rpc"], waiting);
+    let saved = fs::read(scratch.config()).unwrap();
+    server.call("iobuf_set_options", json!({"small_pool_count": 1024, "large_pool_count": 256}));
+    assert_eq!(fs::read(scratch.config()).unwrap(), saved);
+    server.call("framework_start_init", json!({}));
+    server.call("framework_wait_init", json!({}));
+    assert_eq!(bdevs(&server), ["A"]);
+    let now = fs::read_to_string(scratch.config()).unwrap();
+    assert!(now.contains("bdev_null_create") && now.contains("1024"), "{now}");
+    server.read_until(|line| line == "ready");
+    server.kill();
     // With a file, what the file says for before the start is in place while it waits.
     let file = scratch.write(
         "c.json",
