@@ -81,9 +81,11 @@ pub const METHODS: &[Method<Framework>] = &[
         |framework: Arc<Framework>, _| Box::pin(async move { framework.start().await }),
     )
     .states(States::STARTUP),
-    Method::new("framework_wait_init", "Wait until the server has started and its configuration is in.", |framework: Arc<Framework>, _| {
-        Box::pin(async move { framework.wait().await })
-    })
+    Method::new(
+        "framework_wait_init",
+        "Wait until the server has started and its configuration is in.",
+        |framework: Arc<Framework>, _| Box::pin(async move { framework.wait().await }),
+    )
     .states(States::BOTH)
     .waits(),
     Method::new(
