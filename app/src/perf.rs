@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use nvmf::host::{Completion, Controller, IoQueue, Namespace, Options as HostOptions};
+use nvmf::host::{Completion, Controller, IoQueue, Options as HostOptions, Polled, State};
 use nvmf::tcp::host_transport::TcpConnector;
 use reactor::file::EngineChoice;
 use reactor::platform::OsPlatform;
@@ -179,6 +179,14 @@ enum Phase {
     WindDown,
 }
 
+/// A namespace, as far as I/O has to know it.
+#[derive(Clone, Copy)]
+struct Namespace {
+    nsid: u32,
+    blocks: u64,
+    block_bytes: u32,
+}
+
 struct Load {
     options: Options,
     controller: Controller,
@@ -227,12 +235,35 @@ impl Load {
         let slba = place * u64::from(blocks);
         self.sent_at[tag as usize] = now;
         let queue = &mut self.queues[queue];
-        if reads { queue.read(tag, nsid, slba, blocks, data) } else { queue.write(tag, nsid, slba, blocks, data) }
+        if reads {
+            queue.read(tag, nsid, slba, blocks, data, now);
+        } else {
+            queue.write(tag, nsid, slba, blocks, data, now);
+        }
     }
 
-    /// The controller is live: checks the sizes and fills the queues.
+    /// The controller is live: connects the queues; whether all are.
+    fn connect_queues(&mut self, now: Instant) -> Result<bool, String> {
+        if self.queues.is_empty() {
+            for qid in 1..=self.controller.io_queues() {
+                let params = self.controller.queue_params(qid).ok_or("the controller has no I/O queue")?;
+                self.queues.push(IoQueue::connect(params, qid.into(), now).map_err(|e| e.to_string())?);
+            }
+        }
+        for queue in &mut self.queues {
+            queue.poll(now, &mut Polled, &mut self.done).map_err(|e| e.to_string())?;
+        }
+        Ok(self.queues.iter().all(IoQueue::is_live))
+    }
+
+    /// All queues are live: checks the sizes and fills them.
     fn begin(&mut self, now: Instant) -> Result<(), String> {
-        self.namespace = self.controller.namespace().ok_or("no namespace")?;
+        let known = self.controller.inventory().namespaces();
+        let found = match self.options.nsid {
+            Some(nsid) => known.get(&nsid).ok_or(format!("the subsystem has no namespace {nsid} for this host"))?,
+            None => known.values().next().ok_or("the subsystem has no namespace for this host")?,
+        };
+        self.namespace = Namespace { nsid: found.nsid, blocks: found.blocks, block_bytes: found.block_bytes };
         let (bs, block) = (self.options.bs, self.namespace.block_bytes);
         if bs % block != 0 || bs / block > 65536 {
             return Err(format!("--bs {bs} is not 1 to 65536 blocks of {block} bytes"));
@@ -245,7 +276,6 @@ impl Load {
         if self.ios == 0 {
             return Err("the namespace is smaller than one command".into());
         }
-        self.queues = self.controller.take_io_queues();
         let depth = usize::from(self.options.qd);
         let count = self.queues.len() * depth;
         if count as u64 * u64::from(bs) > MAX_PAYLOAD_BYTES {
@@ -274,7 +304,7 @@ impl Load {
         let mut busy = false;
         for index in 0..self.queues.len() {
             let mut done = std::mem::take(&mut self.done);
-            busy |= self.queues[index].poll(cx.now(), &mut done).map_err(|e| e.to_string())?;
+            busy |= self.queues[index].poll(cx.now(), &mut Polled, &mut done).map_err(|e| e.to_string())?;
             if !done.is_empty() {
                 let now = cx.read_clock();
                 for completion in done.drain(..) {
@@ -310,11 +340,19 @@ impl Load {
 
     fn step(&mut self, cx: &Context) -> Result<bool, String> {
         let now = cx.now();
-        let mut busy = self.controller.poll(now).map_err(|e| e.to_string())?;
+        let mut busy = self.controller.poll(now, &mut Polled);
+        if self.controller.state() == State::Down {
+            return Err(self.controller.error().map_or("the controller is down".into(), ToString::to_string));
+        }
         let stop = self.interrupted.load(Ordering::Relaxed);
         match self.phase {
             Phase::SetUp if stop => return Err("interrupted before the load began".into()),
-            Phase::SetUp if self.controller.is_live() => self.begin(now)?,
+            Phase::SetUp if self.controller.is_live() => {
+                if self.connect_queues(now)? {
+                    self.begin(now)?;
+                }
+                return Ok(true);
+            }
             Phase::SetUp => return Ok(busy),
             Phase::WarmUp if stop || now >= self.phase_ends => {
                 self.phase = Phase::Measure;
@@ -327,7 +365,8 @@ impl Load {
                 self.phase_ends = now + PATIENCE;
             }
             Phase::WindDown if self.outstanding() == 0 || now >= self.phase_ends => {
-                self.controller.say_goodbye();
+                self.controller.shut_down();
+                self.controller.poll(now, &mut Polled);
                 self.finish();
                 return Ok(true);
             }
@@ -447,14 +486,14 @@ fn load(
         subnqn: options.subnqn.clone(),
         hostnqn: options.hostnqn.clone(),
         hostid,
-        nsid: options.nsid,
         io_queues: options.queues,
         io_depth: options.qd,
         step_timeout: PATIENCE,
         io_timeout: IO_TIMEOUT,
         kato_ms: KATO_MS,
+        ..HostOptions::default()
     };
-    let controller = Controller::new(Box::new(connector), host_options, now).map_err(|e| e.to_string())?;
+    let controller = Controller::new(Arc::new(connector), host_options, 0, now);
     Ok(Load {
         options: options.clone(),
         controller,

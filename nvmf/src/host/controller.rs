@@ -1,438 +1,348 @@
-//! One controller of a remote subsystem, from the first connection to the last keep-alive (Base 3.5.1, 3.6).
+//! A controller of a remote subsystem over all of its connections.
 //!
 //! ```text
-//!  Connecting -> Connect -> ReadCap -> Enable -> AwaitReady -> Identify -> ListNamespaces -> IdentifyNamespace
-//!     -> Queues -> IoConnecting <-> IoConnect -> Live
+//!            set-up complete                    shut_down()
+//!  Connecting -----------------> Live ------------------------> ShuttingDown --> Down
+//!      ^   |                       | failure, reset()                            ^
+//!      |   | failure               v                                             |
+//!      |   +-------------------> Waiting --(no more time, or never was live)-----+
+//!      +--------(it is time)-------+
 //! ```
-//! Every step has one admin or Connect command outstanding, and one deadline. The first failure ends the controller.
+//! The owner polls it, looks at its [`State`] and its [`epoch`](Controller::epoch), and makes I/O queues with
+//! [`queue_params`](Controller::queue_params) while it is live. When the epoch has changed, or the controller is not live,
+//! the queues that were made before are to be closed: the controller that they belonged to is gone.
 
-use super::Error;
-use super::queue::IoQueue;
-use super::transport::{Completion, Connector, Payload, Qpair};
-use crate::spec::fabrics::{CNTLID_DYNAMIC, CONNECT_DATA_BYTES, Cap, Cc, ConnectData, ConnectResult, Csts, Property};
-use crate::spec::feature::{NumberOfQueues, fid};
-use crate::spec::identify::{IDENTIFY_BYTES, IdentifyController, IdentifyNamespace, cns};
-use crate::spec::opcode::{self, admin, fabrics};
-use crate::spec::{Sqe, fill_text};
+use super::association::{ADMIN_ENTRIES, Association, Stage};
+use super::inventory::Inventory;
+use super::queue::QueueParams;
+use super::recovery::{Next, Recovery};
+use super::transport::{Completion, Connector, Link, Payload, Watches};
+use super::{Error, Options};
+use crate::spec::Sqe;
+use crate::spec::identify::IdentifyController;
+use reactor::park::Ready;
 use reactor::{Buffers, Instant};
-use std::time::Duration;
-use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use std::fmt;
+use std::sync::Arc;
 
-/// Entries of the admin queue; the least that Connect may ask for (Base 3.3.3.1).
-const ADMIN_ENTRIES: u16 = 32;
-/// Marks commands of the controller's own on the admin queue.
-const KEEP_ALIVE: u64 = u64::MAX;
-const STEP: u64 = u64::MAX - 1;
-
-/// What to connect to, and how.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// NQN of the subsystem.
-    pub subnqn: String,
-    /// NQN of this host.
-    pub hostnqn: String,
-    /// Identifier of this host.
-    pub hostid: [u8; 16],
-    /// Namespace to look at; `None` for the first that is active.
-    pub nsid: Option<u32>,
-    /// I/O queues to ask for, at least 1. Fewer may be granted.
-    pub io_queues: u16,
-    /// Commands outstanding at once on an I/O queue, at least 1. Lowered to what the controller can.
-    pub io_depth: u16,
-    /// How long each step of the set-up may take.
-    pub step_timeout: Duration,
-    /// How long an I/O queue may complete nothing while commands are outstanding.
-    pub io_timeout: Duration,
-    /// Keep-alive timeout, milliseconds; 0 for none.
-    pub kato_ms: u32,
-}
-
-/// A namespace, as far as I/O has to know it.
+/// What a controller is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Namespace {
-    /// Its identifier.
-    pub nsid: u32,
-    /// Its size, blocks.
-    pub blocks: u64,
-    /// Bytes of a block.
-    pub block_bytes: u32,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub enum State {
+    /// It is being connected and identified.
     Connecting,
-    Connect,
-    ReadCap,
-    Enable,
-    AwaitReady,
-    Identify,
-    ListNamespaces,
-    IdentifyNamespace,
-    Queues,
-    IoConnecting,
-    IoConnect,
+    /// It works.
     Live,
+    /// It is lost; the next attempt is made then.
+    Waiting(Instant),
+    /// It is told that the host leaves.
+    ShuttingDown,
+    /// It is lost and not coming back, or was shut down.
+    Down,
 }
 
-impl Step {
-    const fn what(self) -> &'static str {
-        match self {
-            Step::Connecting | Step::IoConnecting => "setting up a connection",
-            Step::Connect => "Connect of the admin queue",
-            Step::ReadCap => "reading CAP",
-            Step::Enable => "enabling",
-            Step::AwaitReady => "becoming ready",
-            Step::Identify => "Identify Controller",
-            Step::ListNamespaces => "the list of active namespaces",
-            Step::IdentifyNamespace => "Identify Namespace",
-            Step::Queues => "Set Features, Number of Queues",
-            Step::IoConnect => "Connect of an I/O queue",
-            Step::Live => "Keep Alive",
-        }
-    }
+/// The end of an admin command of the owner's.
+#[derive(Debug)]
+pub enum AdminDone {
+    /// It completed.
+    Completed(Completion),
+    /// The connection was lost first, and its fate is unknown.
+    Lost(u64),
 }
 
-/// A controller. Poll it until [`is_live`](Controller::is_live), and go on polling for the keep-alive.
+/// A controller.
 pub struct Controller {
-    connector: Box<dyn Connector>,
-    options: Options,
-    admin: Box<dyn Qpair>,
-    /// The I/O queue pair that is being connected.
-    joining: Option<Box<dyn Qpair>>,
-    io: Vec<IoQueue>,
-    io_wanted: u16,
-    step: Step,
-    deadline: Instant,
-    cntlid: u16,
-    cap: Cap,
-    in_capsule_bytes: u32,
-    max_io_bytes: Option<u64>,
-    namespace: Option<Namespace>,
-    keep_alive_due: Instant,
-    keep_alive_sent: bool,
-    done: Vec<Completion>,
+    connector: Arc<dyn Connector>,
+    options: Arc<Options>,
+    key: u64,
+    state: State,
+    association: Option<Association>,
+    recovery: Recovery,
+    was_live: bool,
+    epoch: u64,
+    inventory: Inventory,
+    identity: Option<Box<IdentifyController>>,
+    error: Option<Error>,
+    lost: Vec<u64>,
+    /// The association is to be given up with the next poll.
+    resets: bool,
+}
+
+impl fmt::Debug for Controller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Controller({}, {:?}, epoch {}, {:?})", self.options.subnqn, self.state, self.epoch, self.error)
+    }
 }
 
 impl Controller {
-    /// Starts to connect.
+    /// A controller that is not connected yet. Its admin queue is watched under `key`.
     ///
-    /// # Errors
-    /// The host refuses at once.
-    pub fn new(connector: Box<dyn Connector>, options: Options, now: Instant) -> Result<Controller, Error> {
+    /// # Panics
+    /// If the options ask for no I/O queues or no depth.
+    pub fn new(connector: Arc<dyn Connector>, options: Options, key: u64, now: Instant) -> Controller {
         assert!(options.io_queues > 0 && options.io_depth > 0, "a controller has I/O queues");
-        let admin = connector.connect(ADMIN_ENTRIES - 1).map_err(|e| Error::Transport(e.to_string()))?;
-        let deadline = now + options.step_timeout;
-        Ok(Controller {
+        let recovery = Recovery::new(options.reconnect);
+        let options = Options { admin_in_capsule_bytes: connector.admin_in_capsule_bytes(), ..options };
+        Controller {
             connector,
-            io_wanted: options.io_queues,
-            options,
-            admin,
-            joining: None,
-            io: Vec::new(),
-            step: Step::Connecting,
-            deadline,
-            cntlid: CNTLID_DYNAMIC,
-            cap: Cap(0),
-            in_capsule_bytes: 0,
-            max_io_bytes: None,
-            namespace: None,
-            keep_alive_due: now,
-            keep_alive_sent: false,
-            done: Vec::with_capacity(usize::from(ADMIN_ENTRIES)),
-        })
+            options: Arc::new(options),
+            key,
+            state: State::Waiting(now),
+            association: None,
+            recovery,
+            was_live: false,
+            epoch: 0,
+            inventory: Inventory::default(),
+            identity: None,
+            error: None,
+            lost: Vec::new(),
+            resets: false,
+        }
     }
 
-    /// Whether the set-up is complete.
+    /// What it is doing.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// Whether it works.
     pub fn is_live(&self) -> bool {
-        self.step == Step::Live
+        self.state == State::Live
     }
 
-    /// The namespace that was identified; there is one once the controller is live.
-    pub fn namespace(&self) -> Option<Namespace> {
-        self.namespace
+    /// Why it was lost last, or is down.
+    pub fn error(&self) -> Option<&Error> {
+        self.error.as_ref()
     }
 
-    /// The controller's identifier.
-    pub fn cntlid(&self) -> u16 {
-        self.cntlid
+    /// Counts how often it came up.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// What it was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// What is known of the subsystem; true while the controller is live, and as of its last life otherwise.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// The same, for taking the changes.
+    pub fn inventory_mut(&mut self) -> &mut Inventory {
+        &mut self.inventory
+    }
+
+    /// Identify Controller, as it was said last.
+    pub fn identity(&self) -> Option<&IdentifyController> {
+        self.identity.as_deref()
+    }
+
+    /// The controller's identifier, while it is live.
+    pub fn cntlid(&self) -> Option<u16> {
+        self.live().map(|association| association.cntlid)
+    }
+
+    /// I/O queues that it has for this host, while it is live.
+    pub fn io_queues(&self) -> u16 {
+        self.live().map_or(0, |association| association.io_queues)
     }
 
     /// The longest payload of one command, bytes; `None` for no limit (MDTS).
     pub fn max_io_bytes(&self) -> Option<u64> {
-        self.max_io_bytes
+        self.live().and_then(|association| association.max_io_bytes)
     }
 
-    /// Takes the I/O queues. There is at least one once the controller is live.
-    pub fn take_io_queues(&mut self) -> Vec<IoQueue> {
-        std::mem::take(&mut self.io)
+    /// Whether I/O that has no way to go fails now instead of waiting for the controller to come back.
+    pub fn fails_io(&self, now: Instant) -> bool {
+        self.state == State::Down || self.recovery.fails_io(now)
     }
 
-    /// Does what there is to do; whether that was anything.
-    ///
-    /// # Errors
-    /// The controller is of no use any more.
-    pub fn poll(&mut self, now: Instant) -> Result<bool, Error> {
-        let mut done = std::mem::take(&mut self.done);
-        let result = self.poll_with(now, &mut done);
-        done.clear();
-        self.done = done;
-        result
+    fn live(&self) -> Option<&Association> {
+        self.association.as_ref().filter(|_| self.state == State::Live)
     }
 
-    fn poll_with(&mut self, now: Instant, done: &mut Vec<Completion>) -> Result<bool, Error> {
-        let mut busy = self.admin.poll(done).map_err(Error::Transport)?;
-        if let Some(joining) = &mut self.joining {
-            busy |= joining.poll(done).map_err(Error::Transport)?;
+    /// What it takes to connect I/O queue `qid`, 1 to [`io_queues`](Self::io_queues); `None` while it is not live.
+    pub fn queue_params(&self, qid: u16) -> Option<QueueParams> {
+        let association = self.live()?;
+        if qid == 0 || qid > association.io_queues {
+            return None;
         }
-        for completion in done.drain(..) {
-            self.completed(completion, now)?;
+        // One entry of a queue always stays free: MQES, which is 0's-based, is the number that can be used.
+        let mut slots = self.options.io_depth.min(association.cap.mqes() as u16);
+        let maxcmd = association.identity.as_ref().map_or(0, |identity| identity.maxcmd.get());
+        if maxcmd > 0 {
+            slots = slots.min(maxcmd);
         }
-        let joined = self.joining.as_ref().is_some_and(|qpair| qpair.is_ready());
-        match self.step {
-            Step::Connecting if self.admin.is_ready() => self.enter(Step::Connect, now),
-            Step::IoConnecting if joined => self.enter(Step::IoConnect, now),
-            Step::Live => self.keep_alive(now)?,
-            step if now > self.deadline => return Err(Error::Timeout { what: step.what() }),
+        Some(QueueParams {
+            connector: Arc::clone(&self.connector),
+            subnqn: self.options.subnqn.as_str().into(),
+            hostnqn: self.options.hostnqn.as_str().into(),
+            hostid: self.options.hostid,
+            cntlid: association.cntlid,
+            qid,
+            slots: slots.clamp(1, 1 << 15),
+            in_capsule_bytes: association.in_capsule_bytes,
+            step_timeout: self.options.step_timeout,
+            io_timeout: self.options.io_timeout,
+        })
+    }
+
+    /// Does what there is to do; whether that was anything. Failures are told by [`state`](Self::state) and
+    /// [`error`](Self::error).
+    pub fn poll(&mut self, now: Instant, watches: &mut dyn Watches) -> bool {
+        if self.resets {
+            self.resets = false;
+            self.lose(Error::Transport("the controller was reset".into()), now, watches);
+            return true;
+        }
+        match self.state {
+            State::Down => false,
+            State::Waiting(_) if self.was_live && self.recovery.has_given_up(now) => {
+                self.state = State::Down;
+                true
+            }
+            State::Waiting(at) if now < at => false,
+            State::Waiting(_) => {
+                self.connect(now, watches);
+                true
+            }
+            State::Connecting | State::Live | State::ShuttingDown => self.poll_association(now, watches),
+        }
+    }
+
+    fn connect(&mut self, now: Instant, watches: &mut dyn Watches) {
+        match self.connector.connect(ADMIN_ENTRIES - 1) {
+            Ok(qpair) => {
+                let link = Link::new(qpair, self.key);
+                self.association = Some(Association::new(link, Arc::clone(&self.options), now));
+                self.state = State::Connecting;
+            }
+            Err(error) => self.lose(Error::Transport(error.to_string()), now, watches),
+        }
+    }
+
+    fn poll_association(&mut self, now: Instant, watches: &mut dyn Watches) -> bool {
+        let association = self.association.as_mut().expect("these states have an association");
+        let busy = match association.poll(now, watches, &mut self.inventory) {
+            Ok(busy) => busy,
+            Err(error) => {
+                self.lose(error, now, watches);
+                return true;
+            }
+        };
+        match association.stage() {
+            Stage::Live if self.state == State::Connecting => {
+                self.state = State::Live;
+                self.identity.clone_from(&association.identity);
+                self.recovery.recovered();
+                self.was_live = true;
+                self.error = None;
+                self.epoch += 1;
+                tracing::debug!(subnqn = self.options.subnqn, cntlid = association.cntlid, "a controller is live");
+            }
+            Stage::Over => {
+                self.drop_association(watches);
+                self.state = State::Down;
+            }
+            _ if self.was_live && self.state == State::Connecting && self.recovery.has_given_up(now) => {
+                self.drop_association(watches);
+                self.state = State::Down;
+            }
             _ => {}
         }
-        self.admin.flush().map_err(Error::Transport)?;
-        if let Some(joining) = &mut self.joining {
-            joining.flush().map_err(Error::Transport)?;
-        }
-        Ok(busy)
+        busy
     }
 
-    fn keep_alive(&mut self, now: Instant) -> Result<(), Error> {
-        if self.options.kato_ms == 0 || now < self.keep_alive_due {
-            return Ok(());
-        }
-        if self.keep_alive_sent {
-            return Err(Error::Timeout { what: Step::Live.what() });
-        }
-        let mut sqe = Sqe::new_zeroed();
-        sqe.opcode = admin::KEEP_ALIVE;
-        self.admin.submit(KEEP_ALIVE, sqe, Payload::None, Buffers::new());
-        self.keep_alive_sent = true;
-        self.keep_alive_due = now + self.half_kato();
-        Ok(())
-    }
-
-    fn half_kato(&self) -> Duration {
-        Duration::from_millis(u64::from(self.options.kato_ms / 2).max(1))
-    }
-
-    /// Sends the command of a step.
-    fn enter(&mut self, step: Step, now: Instant) {
-        self.step = step;
-        self.deadline = now + self.options.step_timeout;
-        let mut sqe = Sqe::new_zeroed();
-        let (mut payload, mut data) = (Payload::None, Buffers::new());
-        match step {
-            Step::Connect | Step::IoConnect => return self.submit_connect(step),
-            Step::ReadCap => property(&mut sqe, fabrics::PROPERTY_GET, Property::Cap, 0),
-            Step::Enable => {
-                let cc = Cc(0).with_en(1).with_iosqes(6).with_iocqes(4);
-                property(&mut sqe, fabrics::PROPERTY_SET, Property::Cc, cc.0);
-            }
-            Step::AwaitReady => property(&mut sqe, fabrics::PROPERTY_GET, Property::Csts, 0),
-            Step::Identify | Step::ListNamespaces | Step::IdentifyNamespace => {
-                sqe.opcode = admin::IDENTIFY;
-                let (cns, nsid) = match step {
-                    Step::Identify => (cns::CONTROLLER, 0),
-                    Step::ListNamespaces => (cns::ACTIVE_NAMESPACES, 0),
-                    _ => (cns::NAMESPACE, self.options.nsid.unwrap_or(0)),
-                };
-                (sqe.cdw10, sqe.nsid) = (U32::new(u32::from(cns)), U32::new(nsid));
-                (payload, data) = (Payload::ToHost(IDENTIFY_BYTES as u32), Buffers::heap(IDENTIFY_BYTES));
-            }
-            Step::Queues => {
-                sqe.opcode = admin::SET_FEATURES;
-                sqe.cdw10 = U32::new(u32::from(fid::NUMBER_OF_QUEUES));
-                let count = u32::from(self.io_wanted);
-                sqe.cdw11 = U32::new(NumberOfQueues { submission: count, completion: count }.dw0());
-            }
-            Step::Connecting | Step::IoConnecting | Step::Live => unreachable!("steps without a command"),
-        }
-        self.admin.submit(STEP, sqe, payload, data);
-    }
-
-    fn submit_connect(&mut self, step: Step) {
-        let mut connect = ConnectData::new_zeroed();
-        connect.hostid = self.options.hostid;
-        connect.cntlid = U16::new(self.cntlid);
-        fill_text(&mut connect.subnqn, &self.options.subnqn, 0);
-        fill_text(&mut connect.hostnqn, &self.options.hostnqn, 0);
-        let mut data = Buffers::heap(CONNECT_DATA_BYTES as usize);
-        data.write_at(0, connect.as_bytes());
-        let mut sqe = Sqe::new_zeroed();
-        (sqe.opcode, sqe.nsid) = (opcode::FABRICS, U32::new(u32::from(fabrics::CONNECT)));
-        let (qid, entries) = match step {
-            Step::Connect => (0, ADMIN_ENTRIES),
-            _ => (self.io.len() as u16 + 1, self.io_slots() + 1),
+    fn lose(&mut self, error: Error, now: Instant, watches: &mut dyn Watches) {
+        let leaving = self.state == State::ShuttingDown;
+        self.drop_association(watches);
+        tracing::debug!(subnqn = self.options.subnqn, %error, "a controller is lost");
+        self.error = Some(error);
+        self.state = match () {
+            // The first connection is the caller's to try again.
+            () if leaving || !self.was_live => State::Down,
+            () => match self.recovery.failed(now) {
+                Next::TryAt(at) => State::Waiting(at),
+                Next::GiveUp => State::Down,
+            },
         };
-        sqe.cdw10 = U32::new(u32::from(qid) << 16);
-        // Without SQ flow control successful reads need no response: the slots bound the queue.
-        let cattr = if qid == 0 { 0 } else { 4 << 16 };
-        sqe.cdw11 = U32::new(u32::from(entries - 1) | cattr);
-        sqe.cdw12 = U32::new(if qid == 0 { self.options.kato_ms } else { 0 });
-        let payload = Payload::ToController(CONNECT_DATA_BYTES);
-        let in_capsule_bytes = self.connector.admin_in_capsule_bytes();
-        let qpair = if qid == 0 { &mut self.admin } else { self.joining.as_mut().expect("an I/O queue is joining") };
-        qpair.set_in_capsule_bytes(in_capsule_bytes);
-        qpair.submit(STEP, sqe, payload, data);
     }
 
-    /// Commands outstanding at once on an I/O queue: one entry of a queue always stays free.
-    fn io_slots(&self) -> u16 {
-        self.options.io_depth.min(self.cap.mqes() as u16).max(1)
+    fn drop_association(&mut self, watches: &mut dyn Watches) {
+        let Some(mut association) = self.association.take() else { return };
+        let lost = &mut self.lost;
+        for completion in association.admin_done.drain(..) {
+            lost.push(completion.user);
+        }
+        association.close(watches, &mut |user, _| lost.push(user));
     }
 
-    fn start_io_queue(&mut self, now: Instant) -> Result<(), Error> {
-        let qpair = self.connector.connect(self.io_slots()).map_err(|e| Error::Transport(e.to_string()))?;
-        self.joining = Some(qpair);
-        self.step = Step::IoConnecting;
-        self.deadline = now + self.options.step_timeout;
-        Ok(())
+    /// Gives the connection up and makes a new one at once, if the options allow it.
+    pub fn reset(&mut self) {
+        self.resets |= matches!(self.state, State::Live | State::Connecting);
+        if let State::Waiting(at) = &mut self.state {
+            *at = Instant(0);
+        }
     }
 
-    fn completed(&mut self, completion: Completion, now: Instant) -> Result<(), Error> {
-        let status = completion.cqe.status();
-        if completion.user == KEEP_ALIVE {
-            self.keep_alive_sent = false;
-            return match status.is_success() {
-                true => Ok(()),
-                false => Err(Error::Refused { what: Step::Live.what(), status }),
-            };
+    /// Tells the controller that the host leaves; [`State::Down`] once it knows, or cannot be told.
+    pub fn shut_down(&mut self) {
+        match (self.state, &mut self.association) {
+            (State::Live, Some(association)) => {
+                association.shut_down();
+                self.state = State::ShuttingDown;
+            }
+            (State::ShuttingDown | State::Down, _) => {}
+            // There is nobody to tell. What there is of a connection is closed by `close`, or when it is dropped.
+            _ => self.state = State::Down,
         }
-        if !status.is_success() {
-            return Err(Error::Refused { what: self.step.what(), status });
-        }
-        let short = (completion.transferred_bytes as usize) < completion.data.len();
-        if short {
-            return Err(Error::Nonsense("less data than was asked for"));
-        }
-        let result = completion.cqe.result();
-        match self.step {
-            Step::Connect => {
-                let answer = ConnectResult(result as u32);
-                if answer.atr() != 0 || answer.ascr() != 0 {
-                    return Err(Error::Transport("the subsystem wants authentication, which is not supported".into()));
-                }
-                self.cntlid = answer.cntlid() as u16;
-                self.enter(Step::ReadCap, now);
-            }
-            Step::ReadCap => {
-                self.cap = Cap(result);
-                self.enter(Step::Enable, now);
-            }
-            Step::Enable => self.enter(Step::AwaitReady, now),
-            Step::AwaitReady => self.on_status(Csts(result as u32), now)?,
-            Step::Identify => {
-                self.on_identity(&completion.data.to_vec())?;
-                let next = if self.options.nsid.is_some() { Step::IdentifyNamespace } else { Step::ListNamespaces };
-                self.enter(next, now);
-            }
-            Step::ListNamespaces => {
-                let mut first = [0; 4];
-                completion.data.read_at(0, &mut first);
-                match u32::from_le_bytes(first) {
-                    0 => return Err(Error::Transport("the subsystem has no namespace for this host".into())),
-                    nsid => self.options.nsid = Some(nsid),
-                }
-                self.enter(Step::IdentifyNamespace, now);
-            }
-            Step::IdentifyNamespace => {
-                self.on_namespace(&completion.data.to_vec())?;
-                self.enter(Step::Queues, now);
-            }
-            Step::Queues => {
-                let granted = NumberOfQueues::from_cdw11(result as u32).ok_or(Error::Nonsense("number of queues"))?;
-                let granted = granted.submission.min(granted.completion);
-                self.io_wanted = self.io_wanted.min(u16::try_from(granted).unwrap_or(u16::MAX));
-                self.start_io_queue(now)?;
-            }
-            Step::IoConnect => {
-                let mut qpair = self.joining.take().expect("an I/O queue is joining");
-                qpair.set_in_capsule_bytes(self.in_capsule_bytes);
-                self.io.push(IoQueue::new(qpair, self.options.io_timeout, now));
-                if self.io.len() < usize::from(self.io_wanted) {
-                    self.start_io_queue(now)?;
-                } else {
-                    self.step = Step::Live;
-                    self.keep_alive_due = now + self.half_kato();
-                }
-            }
-            Step::Connecting | Step::IoConnecting | Step::Live => {}
-        }
-        Ok(())
     }
 
-    fn on_status(&mut self, csts: Csts, now: Instant) -> Result<(), Error> {
-        if csts.cfs() != 0 {
-            return Err(Error::Nonsense("fatal status while it is enabled"));
+    /// Sends an admin command under a number of the caller's below 2^63, if the controller is live and takes one more.
+    ///
+    /// # Panics
+    /// If a command with that number is outstanding.
+    pub fn submit_admin(&mut self, user: u64, sqe: Sqe, payload: Payload, data: Buffers, now: Instant) -> bool {
+        match (self.state, &mut self.association) {
+            (State::Live, Some(association)) => association.submit_admin(user, sqe, payload, data, now),
+            _ => false,
         }
-        if csts.rdy() != 0 {
-            self.enter(Step::Identify, now);
-            return Ok(());
-        }
-        if now > self.deadline {
-            return Err(Error::Timeout { what: Step::AwaitReady.what() });
-        }
-        let deadline = self.deadline;
-        self.enter(Step::AwaitReady, now);
-        self.deadline = deadline;
-        Ok(())
     }
 
-    fn on_identity(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let (identity, _) = IdentifyController::ref_from_prefix(bytes).map_err(|_| Error::Nonsense("Identify"))?;
-        // ICDOFF is 0 on TCP (TCP 3.3.2.1.2); data elsewhere is left to R2T.
-        let capsule_bytes = identity.ioccsz.get().saturating_mul(16);
-        self.in_capsule_bytes = match identity.icdoff.get() {
-            0 => capsule_bytes.saturating_sub(size_of::<Sqe>() as u32),
-            _ => 0,
+    /// An admin command that has ended.
+    pub fn take_admin(&mut self) -> Option<AdminDone> {
+        let completed = self.association.as_mut().and_then(|association| association.admin_done.pop());
+        completed.map(AdminDone::Completed).or_else(|| self.lost.pop().map(AdminDone::Lost))
+    }
+
+    /// Something was announced under the controller's key.
+    pub fn ready(&mut self, ready: Ready) {
+        if let Some(association) = &mut self.association {
+            association.ready(ready);
+        }
+    }
+
+    /// Whether polling now can do something. Otherwise there is nothing to do before the next [`ready`](Self::ready) or
+    /// [`deadline`](Self::deadline).
+    pub fn has_work(&self) -> bool {
+        self.resets || self.association.as_ref().is_some_and(Association::has_work) && self.state != State::Down
+    }
+
+    /// When it wants to be polled even if nothing was announced.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        let own = match self.state {
+            State::Down => return None,
+            State::Waiting(at) => Some(at),
+            _ => self.association.as_ref().and_then(Association::deadline),
         };
-        let page_bytes = 1u64 << (12 + self.cap.mpsmin());
-        self.max_io_bytes = match identity.mdts {
-            0 => None,
-            mdts => Some(page_bytes.saturating_mul(1u64.checked_shl(u32::from(mdts)).unwrap_or(u64::MAX))),
-        };
-        Ok(())
+        own.into_iter().chain(self.recovery.deadline(now)).min()
     }
 
-    fn on_namespace(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let (ns, _) = IdentifyNamespace::ref_from_prefix(bytes).map_err(|_| Error::Nonsense("Identify"))?;
-        let format = usize::from(ns.flbas & 0xf | (ns.flbas >> 1) & 0x30);
-        let lba = ns.lbaf.get(format).ok_or(Error::Nonsense("LBA format"))?;
-        if !(9..=20).contains(&lba.lbads) || lba.ms.get() != 0 {
-            return Err(Error::Nonsense("no namespace, or blocks with metadata or of an odd size"));
-        }
-        let nsid = self.options.nsid.expect("the namespace was asked for by its identifier");
-        self.namespace = Some(Namespace { nsid, blocks: ns.nsze.get(), block_bytes: 1 << lba.lbads });
-        Ok(())
+    /// Ends it at once.
+    pub fn close(&mut self, watches: &mut dyn Watches) {
+        self.drop_association(watches);
+        self.state = State::Down;
     }
-
-    /// Tells the controller that the host is leaving (CC.SHN, Base 3.6.1), if there is room to say so, and does not wait
-    /// for its answer.
-    pub fn say_goodbye(&mut self) {
-        if !self.is_live() || !self.admin.can_submit() {
-            return;
-        }
-        let mut sqe = Sqe::new_zeroed();
-        let cc = Cc(0).with_en(1).with_iosqes(6).with_iocqes(4).with_shn(1);
-        property(&mut sqe, fabrics::PROPERTY_SET, Property::Cc, cc.0);
-        self.admin.submit(STEP, sqe, Payload::None, Buffers::new());
-        if let Err(why) = self.admin.flush() {
-            tracing::debug!(why, "the connection ended before the shutdown");
-        }
-    }
-}
-
-/// Property Get or Set (Base 6.5, 6.6).
-fn property(sqe: &mut Sqe, fctype: u8, property: Property, value: u32) {
-    (sqe.opcode, sqe.nsid) = (opcode::FABRICS, U32::new(u32::from(fctype)));
-    sqe.cdw10 = U32::new(u32::from(property.size_bytes() == 8));
-    sqe.cdw11 = U32::new(property.offset());
-    sqe.cdw12 = U32::new(value);
 }

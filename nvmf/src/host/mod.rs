@@ -1,22 +1,92 @@
 //! The host's side: controllers of remote subsystems, and their queue pairs, whatever the transport.
 //!
-//! - [`transport`]: what a transport gives: queue pairs that take commands and give completions.
-//! - [`controller`]: Connect, enable, identify, I/O queues, keep-alive.
-//! - [`queue`]: I/O commands on one queue pair.
+//! - [`transport`]: what a transport gives: queue pairs that take commands and give completions; and how they are
+//!   watched.
+//! - [`controller`]: a controller with its losses and returns. Inside: one association at a time, which connects, identifies,
+//!   keeps alive and follows events.
+//! - [`inventory`]: what is known of a subsystem: namespaces, access states, discovery log.
+//! - [`queue`]: I/O commands on one queue pair, on the controller's thread or any other.
+//! - [`recovery`]: when to connect again and when to give up.
+//! - [`log_reader`]: log pages that change while they are read.
+//! - [`discovery`]: a walk over discovery services and their referrals.
+//! - [`commands`]: submission queue entries.
 //!
 //! Everything is polled and none of it blocks, sleeps or reads a clock: the caller says what time it is. A caller on a
-//! reactor polls from one of its pollers.
+//! reactor polls from one of its pollers, has the connections watched ([`transport::Watching`]) and lets the reactor sleep
+//! when nothing `has_work` before the next `deadline`.
+//!
+//! Nothing that a controller says is believed: lists have to rise, sizes have to be powers of two, counts are bounded
+//! before memory is taken, and a response to no command ends the connection.
 
+mod association;
+pub mod commands;
 pub mod controller;
+pub mod discovery;
+mod fabrics_connect;
+pub mod inventory;
+pub mod log_reader;
 pub mod queue;
+pub mod recovery;
 pub mod transport;
 
-pub use controller::{Controller, Namespace, Options};
-pub use queue::IoQueue;
-pub use transport::{Completion, Connector, Payload, Qpair};
+#[cfg(test)]
+mod tests;
+
+pub use controller::{AdminDone, Controller, State};
+pub use inventory::{Identity, Inventory, Namespace};
+pub use queue::{IoQueue, QueueParams};
+pub use recovery::ReconnectPolicy;
+pub use transport::{Completion, Connector, Payload, Polled, Qpair, Watches, Watching};
 
 use crate::spec::Status;
 use std::fmt;
+use std::time::Duration;
+
+/// What to connect to, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// NQN of the subsystem.
+    pub subnqn: String,
+    /// NQN of this host.
+    pub hostnqn: String,
+    /// Identifier of this host.
+    pub hostid: [u8; 16],
+    /// It is a discovery subsystem: there are no namespaces and no I/O queues, but a discovery log.
+    pub discovery: bool,
+    /// I/O queues to ask for, at least 1. Fewer may be granted.
+    pub io_queues: u16,
+    /// Commands outstanding at once on an I/O queue, at least 1. Lowered to what the controller can.
+    pub io_depth: u16,
+    /// How long each step of the set-up, and an admin command, may take.
+    pub step_timeout: Duration,
+    /// How long an I/O command may take before its queue is given up.
+    pub io_timeout: Duration,
+    /// Keep-alive timeout, milliseconds; 0 for none.
+    pub kato_ms: u32,
+    /// What happens when the controller is lost.
+    pub reconnect: ReconnectPolicy,
+    /// In-capsule data of Connect and admin commands; the transport's, set by [`Controller::new`].
+    pub admin_in_capsule_bytes: u32,
+}
+
+impl Default for Options {
+    /// One queue of 128 commands; five seconds for a step, thirty for I/O, a keep-alive of fifteen; lost for good when lost.
+    fn default() -> Options {
+        Options {
+            subnqn: String::new(),
+            hostnqn: String::new(),
+            hostid: [0; 16],
+            discovery: false,
+            io_queues: 1,
+            io_depth: 128,
+            step_timeout: Duration::from_secs(5),
+            io_timeout: Duration::from_secs(30),
+            kato_ms: 15_000,
+            reconnect: ReconnectPolicy::NEVER,
+            admin_in_capsule_bytes: 0,
+        }
+    }
+}
 
 /// Why a controller or a queue is of no use any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +99,8 @@ pub enum Error {
         what: &'static str,
         /// What it said.
         status: Status,
+        /// What that means and what to do; may be empty.
+        hint: &'static str,
     },
     /// The controller did not answer in time.
     Timeout {
@@ -43,7 +115,8 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Transport(why) => f.write_str(why),
-            Error::Refused { what, status } => write!(f, "{what}: {}", status.name()),
+            Error::Refused { what, status, hint: "" } => write!(f, "{what}: {}", status.name()),
+            Error::Refused { what, status, hint } => write!(f, "{what}: {}: {hint}", status.name()),
             Error::Timeout { what } => write!(f, "{what}: the controller does not answer"),
             Error::Nonsense(what) => write!(f, "the controller says what cannot be: {what}"),
         }

@@ -1,121 +1,308 @@
 //! I/O commands on one queue pair.
+//!
+//! ```text
+//!  connect --> Connecting --transport ready--> Joining --Connect succeeded--> Live
+//! ```
+//! A queue belongs to the controller whose [`QueueParams`] it was made with, and may live on another thread than it.
+//! Any failure, and any command that does not complete in time, gives the queue up as a whole: what is outstanding then
+//! comes out of [`IoQueue::close`], its fate unknown. The transport sees to it that nothing completes twice.
 
-use super::Error;
-use super::transport::{Completion, Payload, Qpair};
+use super::commands;
+use super::transport::{Completion, Connector, Link, Payload, Watches};
+use super::{Error, fabrics_connect};
 use crate::spec::opcode::io;
 use crate::spec::{Sqe, Status};
+use reactor::park::Ready;
 use reactor::{Buffers, Instant};
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
-use zerocopy::FromZeros;
-use zerocopy::little_endian::{U16, U32};
+use zerocopy::little_endian::U16;
 
-/// A connected I/O queue.
-///
-/// A queue on which commands are outstanding and none completes for the time given at its making is given up as a
-/// whole: the fate of all its commands is unknown then.
+/// A command's age is looked at so many times within its timeout.
+const LOOKS: u32 = 8;
+
+/// All that it takes to connect an I/O queue of a live controller, from any thread.
+#[derive(Clone)]
+pub struct QueueParams {
+    pub(super) connector: Arc<dyn Connector>,
+    pub(super) subnqn: Arc<str>,
+    pub(super) hostnqn: Arc<str>,
+    pub(super) hostid: [u8; 16],
+    /// The controller.
+    pub cntlid: u16,
+    /// The queue, from 1.
+    pub qid: u16,
+    /// Commands outstanding at once.
+    pub slots: u16,
+    /// Data that fit into a capsule, bytes.
+    pub in_capsule_bytes: u32,
+    /// How long each step of connecting may take.
+    pub step_timeout: Duration,
+    /// How long a command may take.
+    pub io_timeout: Duration,
+}
+
+impl fmt::Debug for QueueParams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let QueueParams { cntlid, qid, slots, .. } = self;
+        write!(f, "QueueParams(controller {cntlid}, queue {qid}, {slots} slots)")
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Connecting,
+    Joining,
+    Live,
+}
+
+/// A command that is outstanding.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    user: u64,
+    since: Instant,
+    busy: bool,
+}
+
+/// An I/O queue.
 pub struct IoQueue {
-    qpair: Box<dyn Qpair>,
-    timeout: Duration,
-    /// When something completed last, or the queue was seen empty.
-    moved: Instant,
+    link: Link,
+    params: QueueParams,
+    state: State,
+    deadline: Instant,
+    entries: Box<[Entry]>,
+    free: Vec<u16>,
+    /// When ages are looked at next.
+    look: Instant,
+}
+
+impl fmt::Debug for IoQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IoQueue({}, {:?}, {} outstanding)", self.params.qid, self.state, self.outstanding())
+    }
 }
 
 impl IoQueue {
-    pub(super) fn new(qpair: Box<dyn Qpair>, timeout: Duration, now: Instant) -> IoQueue {
-        IoQueue { qpair, timeout, moved: now }
+    /// Starts to connect a queue. It is watched under `key`.
+    ///
+    /// # Errors
+    /// The host refuses at once.
+    pub fn connect(params: QueueParams, key: u64, now: Instant) -> Result<IoQueue, Error> {
+        let qpair = params.connector.connect(params.slots).map_err(|e| Error::Transport(e.to_string()))?;
+        let entry = Entry { user: 0, since: now, busy: false };
+        Ok(IoQueue {
+            link: Link::new(qpair, key),
+            state: State::Connecting,
+            deadline: now + params.step_timeout,
+            entries: vec![entry; params.slots.into()].into(),
+            free: (0..params.slots).rev().collect(),
+            look: now,
+            params,
+        })
+    }
+
+    /// Whether it takes commands.
+    pub fn is_live(&self) -> bool {
+        self.state == State::Live
+    }
+
+    /// What it was made with.
+    pub fn params(&self) -> &QueueParams {
+        &self.params
     }
 
     /// Whether a command will be taken.
     #[inline]
     pub fn can_submit(&self) -> bool {
-        self.qpair.can_submit()
+        self.state == State::Live && !self.free.is_empty() && self.link.can_submit()
+    }
+
+    /// Whether [`compare_and_write`](Self::compare_and_write) will be taken.
+    pub fn can_submit_pair(&self) -> bool {
+        self.state == State::Live && self.free.len() >= 2 && self.link.can_submit_pair()
     }
 
     /// Commands that have not completed.
     pub fn outstanding(&self) -> usize {
-        self.qpair.outstanding()
+        self.entries.len() - self.free.len()
     }
 
-    /// Any command. What it says about CID, PSDT and the data pointer does not matter.
+    /// Any command, sent at `now`. What it says of CID, PSDT and the data pointer does not matter.
     ///
     /// # Panics
     /// If [`can_submit`](Self::can_submit) is false, or `data` is not as long as `payload` says.
     #[inline]
-    pub fn submit(&mut self, user: u64, sqe: Sqe, payload: Payload, data: Buffers) {
-        self.qpair.submit(user, sqe, payload, data);
+    pub fn submit(&mut self, user: u64, sqe: Sqe, payload: Payload, data: Buffers, now: Instant) {
+        assert!(self.state == State::Live, "a command was submitted to a queue that is not live");
+        if self.outstanding() == 0 {
+            self.look = now + self.params.io_timeout / LOOKS;
+        }
+        let index = self.free.pop().expect("a command was submitted without asking for room");
+        self.entries[usize::from(index)] = Entry { user, since: now, busy: true };
+        self.link.submit(index.into(), sqe, payload, data);
     }
 
     /// Reads `blocks` blocks (1 to 65536) from block `slba` into all of `data`.
     #[inline]
-    pub fn read(&mut self, user: u64, nsid: u32, slba: u64, blocks: u32, data: Buffers) {
+    pub fn read(&mut self, user: u64, nsid: u32, slba: u64, blocks: u32, data: Buffers, now: Instant) {
         let payload = Payload::ToHost(data.len() as u32);
-        self.submit(user, block_command(io::READ, nsid, slba, blocks), payload, data);
+        self.submit(user, commands::blocks(io::READ, nsid, slba, blocks), payload, data, now);
     }
 
     /// Writes all of `data` to `blocks` blocks (1 to 65536) from block `slba` on.
     #[inline]
-    pub fn write(&mut self, user: u64, nsid: u32, slba: u64, blocks: u32, data: Buffers) {
+    pub fn write(&mut self, user: u64, nsid: u32, slba: u64, blocks: u32, data: Buffers, now: Instant) {
         let payload = Payload::ToController(data.len() as u32);
-        self.submit(user, block_command(io::WRITE, nsid, slba, blocks), payload, data);
+        self.submit(user, commands::blocks(io::WRITE, nsid, slba, blocks), payload, data, now);
     }
 
-    /// Zeroes `blocks` blocks (1 to 65536) from block `slba` on.
-    pub fn write_zeroes(&mut self, user: u64, nsid: u32, slba: u64, blocks: u32) {
-        self.submit(user, block_command(io::WRITE_ZEROES, nsid, slba, blocks), Payload::None, Buffers::new());
+    /// Compares `blocks` blocks (1 to 65536) from block `slba` on with all of `data`.
+    pub fn compare(&mut self, user: u64, nsid: u32, slba: u64, blocks: u32, data: Buffers, now: Instant) {
+        let payload = Payload::ToController(data.len() as u32);
+        self.submit(user, commands::blocks(io::COMPARE, nsid, slba, blocks), payload, data, now);
+    }
+
+    /// A fused Compare and Write of the blocks from `slba` on: as many as `commands` were made for. Both halves complete.
+    ///
+    /// # Panics
+    /// If [`can_submit_pair`](Self::can_submit_pair) is false.
+    pub fn compare_and_write(
+        &mut self,
+        (compare_user, expected): (u64, Buffers),
+        (write_user, data): (u64, Buffers),
+        (compare, write): (Sqe, Sqe),
+        now: Instant,
+    ) {
+        assert!(self.can_submit_pair(), "a fused operation was submitted without asking for room");
+        let (first, second) = (expected.len() as u32, data.len() as u32);
+        self.submit(compare_user, compare, Payload::ToController(first), expected, now);
+        self.submit(write_user, write, Payload::ToController(second), data, now);
+    }
+
+    /// Zeroes `blocks` blocks (1 to 65536) from block `slba` on; they may be deallocated by that.
+    pub fn write_zeroes(&mut self, user: u64, nsid: u32, slba: u64, blocks: u32, now: Instant) {
+        let sqe = commands::write_zeroes(nsid, slba, blocks, true);
+        self.submit(user, sqe, Payload::None, Buffers::new(), now);
+    }
+
+    /// Deallocates ranges (1 to 256), given as first block and count.
+    pub fn deallocate(&mut self, user: u64, nsid: u32, ranges: &[(u64, u32)], now: Instant) {
+        let (sqe, list) = commands::deallocate(nsid, ranges);
+        self.submit(user, sqe, Payload::ToController(list.len() as u32), Buffers::from(&list[..]), now);
+    }
+
+    /// Copies ranges (1 to 256), given as first block and count, one behind the other to `to`.
+    pub fn copy(&mut self, user: u64, nsid: u32, to: u64, ranges: &[(u64, u32)], now: Instant) {
+        let (sqe, list) = commands::copy(nsid, to, ranges);
+        self.submit(user, sqe, Payload::ToController(list.len() as u32), Buffers::from(&list[..]), now);
     }
 
     /// Makes everything that was acknowledged before durable.
-    pub fn flush_cache(&mut self, user: u64, nsid: u32) {
-        let mut sqe = Sqe::new_zeroed();
-        (sqe.opcode, sqe.nsid) = (io::FLUSH, U32::new(nsid));
-        self.submit(user, sqe, Payload::None, Buffers::new());
+    pub fn flush_cache(&mut self, user: u64, nsid: u32, now: Instant) {
+        self.submit(user, commands::plain(io::FLUSH, nsid), Payload::None, Buffers::new(), now);
     }
 
     /// Sends what waits, in one call as far as it fits.
     ///
     /// # Errors
     /// [`Error::Transport`]: the queue is of no use any more.
+    #[inline]
     pub fn send(&mut self) -> Result<(), Error> {
-        self.qpair.flush().map_err(Error::Transport)
+        self.link.flush().map_err(Error::Transport)
     }
 
-    /// Receives once and appends what has completed. A command that read less than its payload and was called
-    /// successful completes as Data Transfer Error.
+    /// Receives once and appends what has completed; whether anything came. A command that read less than its payload and
+    /// was called successful completes as Data Transfer Error.
     ///
     /// # Errors
     /// The queue is of no use any more; [`close`](Self::close) gives the commands back.
-    pub fn poll(&mut self, now: Instant, done: &mut Vec<Completion>) -> Result<bool, Error> {
+    pub fn poll(&mut self, now: Instant, watches: &mut dyn Watches, done: &mut Vec<Completion>) -> Result<bool, Error> {
         let before = done.len();
-        let received = self.qpair.poll(done).map_err(Error::Transport)?;
+        let received = self.link.poll(watches, done).map_err(Error::Transport)?;
+        if self.state != State::Live {
+            let completion = if done.len() > before { done.pop() } else { None };
+            return Ok(self.set_up(now, completion)? || received);
+        }
         for completion in &mut done[before..] {
             if completion.cqe.status().is_success() && (completion.transferred_bytes as usize) < completion.data.len() {
                 completion.cqe.status_field = U16::new(Status::DATA_TRANSFER_ERROR.to_field());
             }
+            let index = completion.user as u16;
+            let entry = &mut self.entries[usize::from(index)];
+            completion.user = entry.user;
+            entry.busy = false;
+            self.free.push(index);
         }
-        if done.len() > before || self.qpair.outstanding() == 0 {
-            self.moved = now;
-        } else if now.since(self.moved) > self.timeout {
-            return Err(Error::Timeout { what: "an I/O command" });
+        if self.outstanding() > 0 && now >= self.look {
+            self.look = now + self.params.io_timeout / LOOKS;
+            let timeout = self.params.io_timeout;
+            if self.entries.iter().any(|entry| entry.busy && now.since(entry.since) > timeout) {
+                return Err(Error::Timeout { what: "an I/O command" });
+            }
         }
         Ok(received)
     }
 
-    /// Ends the queue: gives back the commands that have not completed, whose fate is unknown.
-    pub fn close(&mut self, lost: &mut dyn FnMut(u64, Buffers)) {
-        self.qpair.close(lost);
+    /// Connects. The only command meanwhile is Connect.
+    fn set_up(&mut self, now: Instant, completion: Option<Completion>) -> Result<bool, Error> {
+        const WHAT: &str = "Connect of an I/O queue";
+        let mut busy = false;
+        match (self.state, completion) {
+            (State::Joining, Some(completion)) => {
+                fabrics_connect::check(WHAT, &completion.cqe)?;
+                self.link.set_in_capsule_bytes(self.params.in_capsule_bytes);
+                self.state = State::Live;
+                return Ok(true);
+            }
+            (State::Connecting, _) if self.link.is_ready() => {
+                let QueueParams { subnqn, hostnqn, hostid, cntlid, .. } = &self.params;
+                let data = fabrics_connect::data(subnqn, hostnqn, *hostid, *cntlid);
+                let sqe = commands::connect(self.params.qid, self.params.slots + 1, 0);
+                self.link.set_in_capsule_bytes(self.params.connector.admin_in_capsule_bytes());
+                self.link.submit(0, sqe, Payload::ToController(data.len() as u32), data);
+                self.state = State::Joining;
+                self.deadline = now + self.params.step_timeout;
+                busy = true;
+            }
+            _ if now > self.deadline => return Err(Error::Timeout { what: WHAT }),
+            _ => {}
+        }
+        self.send()?;
+        Ok(busy)
     }
-}
 
-/// A command on a range of blocks.
-///
-/// # Panics
-/// If `blocks` is not 1 to 65536.
-fn block_command(opcode: u8, nsid: u32, slba: u64, blocks: u32) -> Sqe {
-    assert!((1..=65536).contains(&blocks), "{blocks} blocks in one command");
-    let mut sqe = Sqe::new_zeroed();
-    (sqe.opcode, sqe.nsid) = (opcode, U32::new(nsid));
-    sqe.cdw10 = U32::new(slba as u32);
-    sqe.cdw11 = U32::new((slba >> 32) as u32);
-    sqe.cdw12 = U32::new(blocks - 1);
-    sqe
+    /// Something was announced under the queue's key.
+    pub fn ready(&mut self, ready: Ready) {
+        self.link.ready(ready);
+    }
+
+    /// Whether polling or sending now can do something. Otherwise there is nothing to do before the next
+    /// [`ready`](Self::ready) or [`deadline`](Self::deadline).
+    pub fn has_work(&self) -> bool {
+        self.link.has_work() || self.state == State::Connecting && self.link.is_ready()
+    }
+
+    /// When it wants to be polled even if nothing was announced.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Live => (self.outstanding() > 0).then_some(self.look),
+            // Deadlines are passed a nanosecond later.
+            _ => Some(self.deadline + Duration::from_nanos(1)),
+        }
+    }
+
+    /// Ends the queue: gives back the commands that have not completed, whose fate is unknown.
+    pub fn close(&mut self, watches: &mut dyn Watches, lost: &mut dyn FnMut(u64, Buffers)) {
+        let (entries, live) = (&mut self.entries, self.state == State::Live);
+        self.link.close(watches, &mut |index, data| {
+            let entry = &mut entries[index as usize];
+            if live && entry.busy {
+                entry.busy = false;
+                lost(entry.user, data);
+            }
+        });
+        self.free = (0..self.params.slots).rev().collect();
+        self.state = State::Connecting;
+    }
 }

@@ -1,7 +1,10 @@
-//! What the host asks of a transport.
+//! What the host asks of a transport, and of a reactor: queue pairs that can be polled always, or only when a socket says
+//! that there is something.
 
 use crate::spec::{Cqe, Sqe};
-use reactor::Buffers;
+use reactor::park::{Ready, Source};
+use reactor::reactor::WatchId;
+use reactor::{Buffers, Context, PollerId};
 use std::io;
 
 /// Which way the payload of a command goes, and its bytes.
@@ -36,6 +39,9 @@ pub trait Qpair {
     /// Whether a command will be taken.
     fn can_submit(&self) -> bool;
 
+    /// Whether two commands will be taken that have to follow each other, as the halves of a fused operation do.
+    fn can_submit_pair(&self) -> bool;
+
     /// Takes a command. CID, PSDT and data pointer of `sqe` are the transport's.
     ///
     /// # Panics
@@ -62,10 +68,120 @@ pub trait Qpair {
 
     /// Ends the queue pair: gives back the commands that have not completed, whose fate is unknown.
     fn close(&mut self, lost: &mut dyn FnMut(u64, Buffers));
+
+    /// What tells that there is something to do.
+    fn source(&self) -> Source;
+
+    /// From now on [`source`](Self::source) is watched: nothing is looked for that was not announced.
+    fn set_watched(&mut self);
+
+    /// The source, which is watched, has announced something.
+    fn ready(&mut self, ready: Ready);
+
+    /// Whether polling or flushing now can do something. Always true for a queue pair that is not watched and waits for
+    /// something.
+    fn has_work(&self) -> bool;
 }
 
-/// Makes queue pairs to one controller.
-pub trait Connector {
+/// Where queue pairs that come and go are watched.
+pub trait Watches {
+    /// Watches `source` under `key`, or does not want to (`None`): then the queue pair is polled.
+    ///
+    /// # Errors
+    /// As [`Context::watch`].
+    fn watch(&mut self, source: Source, key: u64) -> io::Result<Option<WatchId>>;
+
+    /// Ends a watch, before its source is closed.
+    fn unwatch(&mut self, watch: WatchId);
+}
+
+/// Watches nothing: for pollers that never sleep.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Polled;
+
+impl Watches for Polled {
+    fn watch(&mut self, _source: Source, _key: u64) -> io::Result<Option<WatchId>> {
+        Ok(None)
+    }
+
+    fn unwatch(&mut self, _watch: WatchId) {}
+}
+
+/// Watches for one poller of a reactor, which passes on what it is told.
+#[derive(Debug)]
+pub struct Watching<'a> {
+    /// The reactor.
+    pub cx: &'a mut Context,
+    /// The poller.
+    pub poller: PollerId,
+}
+
+impl Watches for Watching<'_> {
+    fn watch(&mut self, source: Source, key: u64) -> io::Result<Option<WatchId>> {
+        self.cx.watch(self.poller, source, key).map(Some)
+    }
+
+    fn unwatch(&mut self, watch: WatchId) {
+        self.cx.unwatch(watch);
+    }
+}
+
+/// A queue pair and its watch.
+pub(super) struct Link {
+    qpair: Box<dyn Qpair>,
+    key: u64,
+    offered: bool,
+    watch: Option<WatchId>,
+}
+
+impl Link {
+    /// Over a queue pair that is offered to be watched under `key` when it is polled first.
+    pub fn new(qpair: Box<dyn Qpair>, key: u64) -> Link {
+        Link { qpair, key, offered: false, watch: None }
+    }
+
+    /// As [`Qpair::poll`], and watches the queue pair if it is new.
+    pub fn poll(&mut self, watches: &mut dyn Watches, done: &mut Vec<Completion>) -> Result<bool, String> {
+        if !self.offered {
+            self.offered = true;
+            let watched = watches.watch(self.qpair.source(), self.key);
+            self.watch = watched.map_err(|error| format!("the connection cannot be watched: {error}"))?;
+            if self.watch.is_some() {
+                self.qpair.set_watched();
+            }
+        }
+        self.qpair.poll(done)
+    }
+
+    /// As [`Qpair::close`], and ends the watch.
+    pub fn close(&mut self, watches: &mut dyn Watches, lost: &mut dyn FnMut(u64, Buffers)) {
+        if let Some(watch) = self.watch.take() {
+            watches.unwatch(watch);
+        }
+        self.qpair.close(lost);
+    }
+
+    /// Whether polling it can do something.
+    pub fn has_work(&self) -> bool {
+        !self.offered || self.qpair.has_work()
+    }
+}
+
+impl std::ops::Deref for Link {
+    type Target = dyn Qpair;
+    fn deref(&self) -> &Self::Target {
+        &*self.qpair
+    }
+}
+
+impl std::ops::DerefMut for Link {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut *self.qpair
+    }
+}
+
+/// Makes queue pairs to one controller, on any thread.
+pub trait Connector: Send + Sync {
     /// Starts to set a queue pair up that can have `slots` commands outstanding.
     ///
     /// # Errors

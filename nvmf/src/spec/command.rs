@@ -9,6 +9,7 @@ use super::fabrics::Property;
 use super::opcode::{FABRICS, admin, fabrics, io};
 use super::sqe::{Fuse, Sqe};
 use super::status::Status;
+use zerocopy::FromZeros;
 
 type Result<T> = std::result::Result<T, Status>;
 
@@ -527,6 +528,18 @@ wire! {
 }
 
 impl CopyRange {
+    /// The range of `blocks` blocks (1 to 65536) from `slba` on, without protection information.
+    ///
+    /// # Panics
+    /// If `blocks` is not 1 to 65536.
+    pub fn new(slba: u64, blocks: u32) -> CopyRange {
+        assert!((1..=65536).contains(&blocks), "{blocks} blocks in one source range");
+        let mut range = CopyRange::new_zeroed();
+        range.slba.set(slba);
+        range.nlb.set((blocks - 1) as u16);
+        range
+    }
+
     /// Number of logical blocks: a count, 1 to 65536.
     pub fn blocks(&self) -> u32 {
         u32::from(self.nlb.get()) + 1
@@ -707,7 +720,6 @@ fn copy(sqe: &Sqe) -> Copy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zerocopy::FromZeros;
 
     fn sqe(opcode: u8, cdws: [u32; 6]) -> Sqe {
         let mut sqe = Sqe::new_zeroed();

@@ -607,24 +607,47 @@ impl<'a> NamespaceDescriptors<'a> {
         Self { page, used: 0 }
     }
 
+    /// NIDT of an EUI-64.
+    pub const EUI64: u8 = 1;
+    /// NIDT of an NGUID.
+    pub const NGUID: u8 = 2;
+    /// NIDT of a UUID.
+    pub const UUID: u8 = 3;
+    /// NIDT of a command set identifier.
+    pub const CSI: u8 = 4;
+
+    /// Type and value of each descriptor of a page, up to the end of the list or the first that does not fit.
+    pub fn parse(page: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+        let mut rest = page;
+        std::iter::from_fn(move || {
+            let (&[nidt, nidl, ..], body) = (rest.first_chunk::<4>()?, &rest[4..]);
+            if nidl == 0 || usize::from(nidl) > body.len() {
+                return None;
+            }
+            let (nid, behind) = body.split_at(nidl.into());
+            rest = behind;
+            Some((nidt, nid))
+        })
+    }
+
     /// Type 1h. EUI-64, big-endian.
     pub fn eui64(&mut self, eui64: [u8; 8]) {
-        self.push(1, &eui64);
+        self.push(Self::EUI64, &eui64);
     }
 
     /// Type 2h. NGUID, big-endian.
     pub fn nguid(&mut self, nguid: [u8; 16]) {
-        self.push(2, &nguid);
+        self.push(Self::NGUID, &nguid);
     }
 
     /// Type 3h. UUID as its 16 bytes stand in RFC 9562.
     pub fn uuid(&mut self, uuid: [u8; 16]) {
-        self.push(3, &uuid);
+        self.push(Self::UUID, &uuid);
     }
 
     /// Type 4h. Command set identifier.
     pub fn csi(&mut self, csi: u8) {
-        self.push(4, &[csi]);
+        self.push(Self::CSI, &[csi]);
     }
 
     fn push(&mut self, nidt: u8, nid: &[u8]) {
@@ -823,5 +846,9 @@ mod tests {
         assert_eq!(&page[12..16], [3, 16, 0, 0]);
         assert_eq!(&page[32..37], [4, 1, 0, 0, 0]);
         assert!(page[37..].iter().all(|b| *b == 0));
+        let parsed: Vec<_> = NamespaceDescriptors::parse(&page).map(|(nidt, nid)| (nidt, nid.len())).collect();
+        assert_eq!(parsed, [(1, 8), (3, 16), (4, 1)]);
+        assert_eq!(NamespaceDescriptors::parse(&[3, 200, 0, 0, 1]).count(), 0);
+        assert_eq!(NamespaceDescriptors::parse(&[3, 1]).count(), 0);
     }
 }

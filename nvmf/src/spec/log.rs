@@ -232,6 +232,31 @@ pub enum AnaState {
     Change = 0xf,
 }
 
+impl AnaState {
+    /// From bits 3:0 of a descriptor.
+    pub const fn from_value(value: u8) -> Option<AnaState> {
+        Some(match value {
+            0x1 => AnaState::Optimized,
+            0x2 => AnaState::NonOptimized,
+            0x3 => AnaState::Inaccessible,
+            0x4 => AnaState::PersistentLoss,
+            0xf => AnaState::Change,
+            _ => return None,
+        })
+    }
+
+    /// The name that SPDK's RPCs and nvme-cli use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            AnaState::Optimized => "optimized",
+            AnaState::NonOptimized => "non-optimized",
+            AnaState::Inaccessible => "inaccessible",
+            AnaState::PersistentLoss => "persistent-loss",
+            AnaState::Change => "change",
+        }
+    }
+}
+
 wire! {
     /// Header of Asymmetric Namespace Access (0Ch): Base 5.1.12.1.
     pub struct AnaHeader: 16 {

@@ -86,3 +86,11 @@ pub fn nul_text(field: &[u8]) -> Option<&str> {
     let end = field.iter().position(|b| *b == 0)?;
     std::str::from_utf8(&field[..end]).ok()
 }
+
+/// The text of a fixed field as people are shown it: up to the first zero byte and without padding, and what cannot be
+/// printed replaced.
+pub fn shown_text(field: &[u8]) -> String {
+    let end = field.iter().position(|b| *b == 0).unwrap_or(field.len());
+    let text = String::from_utf8_lossy(&field[..end]);
+    text.trim_end().chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}

@@ -260,6 +260,13 @@ impl HostConnection {
         self.phase == Phase::Ready && !self.free.is_empty() && self.tx.has_room(capsule_bytes() + MAX_TERM_BYTES)
     }
 
+    /// Whether [`submit`](Self::submit) will take two commands, one behind the other.
+    pub fn can_submit_pair(&self) -> bool {
+        self.phase == Phase::Ready
+            && self.free.len() >= 2
+            && self.tx.has_room_for_pair(2 * capsule_bytes() + MAX_TERM_BYTES)
+    }
+
     /// Commands that have not come out as completions.
     pub fn outstanding(&self) -> usize {
         self.slots.len() - self.free.len()

@@ -48,6 +48,11 @@ impl HostOutput {
         self.ring.len() - (self.tail - self.head) >= bytes && self.items.len() + 2 <= self.max_items
     }
 
+    /// The same for two payloads, `bytes` of headers in all.
+    pub fn has_room_for_pair(&self, bytes: usize) -> bool {
+        self.ring.len() - (self.tail - self.head) >= bytes && self.items.len() + 4 <= self.max_items
+    }
+
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.items.is_empty()

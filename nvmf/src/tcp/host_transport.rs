@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use reactor::Buffers;
 use reactor::net::{Network, Stream};
+use reactor::park::{Ready, Source};
 
 use super::connection::ADMIN_IN_CAPSULE_BYTES;
 use super::host::{HostConfig, HostConnection};
@@ -41,7 +42,8 @@ impl Connector for TcpConnector {
     fn connect(&self, slots: u16) -> io::Result<Box<dyn Qpair>> {
         let config = HostConfig { slots, header_digest: self.header_digest, data_digest: self.data_digest };
         let stream = self.network.connect(self.address)?;
-        Ok(Box::new(TcpQpair { stream, connection: HostConnection::new(config) }))
+        let connection = HostConnection::new(config);
+        Ok(Box::new(TcpQpair { stream, connection, watched: false, readable: true, writable: true, ended: false }))
     }
 
     fn admin_in_capsule_bytes(&self) -> u32 {
@@ -52,6 +54,12 @@ impl Connector for TcpConnector {
 struct TcpQpair {
     stream: Box<dyn Stream>,
     connection: HostConnection,
+    /// Readiness is announced; otherwise the two below stay true.
+    watched: bool,
+    readable: bool,
+    writable: bool,
+    /// The end of the stream has been announced, which happens once.
+    ended: bool,
 }
 
 /// Errors of a stream that only mean "not now". A stream that is still connecting says that it is not connected.
@@ -63,6 +71,7 @@ impl TcpQpair {
     fn receive(&mut self, scratch: &mut [u8]) -> Result<bool, String> {
         let direct = self.connection.read_target();
         let direct_len = direct.as_ref().map_or(0, |target| target.len());
+        let asked = direct_len + scratch.len();
         let received = match direct {
             Some(target) => self.stream.recv(&mut [IoSliceMut::new(target), IoSliceMut::new(scratch)]),
             None => self.stream.recv(&mut [IoSliceMut::new(scratch)]),
@@ -70,9 +79,14 @@ impl TcpQpair {
         let n = match received {
             Ok(0) => return Err("the controller closed the connection".into()),
             Ok(n) => n,
-            Err(error) if is_not_now(&error, self.connection.is_ready()) => return Ok(false),
+            Err(error) if is_not_now(&error, self.connection.is_ready()) => {
+                self.readable = !self.watched;
+                return Ok(false);
+            }
             Err(error) => return Err(format!("receiving from {} failed: {error}", self.stream.peer_addr())),
         };
+        // A short count means that the socket is empty; but the end behind these bytes may have been announced with them.
+        self.readable = !self.watched || self.ended || n == asked;
         let direct_taken = n.min(direct_len);
         if direct_taken > 0 {
             self.connection.read_done(direct_taken);
@@ -97,12 +111,19 @@ impl Qpair for TcpQpair {
         self.connection.can_submit()
     }
 
+    fn can_submit_pair(&self) -> bool {
+        self.connection.can_submit_pair()
+    }
+
     #[inline]
     fn submit(&mut self, user: u64, sqe: Sqe, payload: Payload, data: Buffers) {
         self.connection.submit(user, sqe, payload, data);
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) -> Result<bool, String> {
+        if !self.readable {
+            return Ok(false);
+        }
         let received = SCRATCH.with_borrow_mut(|scratch| self.receive(scratch))?;
         while let Some(completion) = self.connection.poll_completion() {
             done.push(completion);
@@ -111,7 +132,7 @@ impl Qpair for TcpQpair {
     }
 
     fn flush(&mut self) -> Result<(), String> {
-        while self.connection.wants_output() {
+        while self.writable && self.connection.wants_output() {
             let mut slices = [IoSlice::new(&[]); SEND_SLICES];
             let count = self.connection.poll_output(&mut slices);
             let offered: usize = slices[..count].iter().map(|slice| slice.len()).sum();
@@ -119,10 +140,14 @@ impl Qpair for TcpQpair {
                 Ok(n) => {
                     self.connection.sent(n);
                     if n < offered {
+                        self.writable = !self.watched;
                         break;
                     }
                 }
-                Err(error) if is_not_now(&error, self.connection.is_ready()) => break,
+                Err(error) if is_not_now(&error, self.connection.is_ready()) => {
+                    self.writable = !self.watched;
+                    break;
+                }
                 Err(error) => return Err(format!("sending to {} failed: {error}", self.stream.peer_addr())),
             }
         }
@@ -140,5 +165,24 @@ impl Qpair for TcpQpair {
     fn close(&mut self, lost: &mut dyn FnMut(u64, Buffers)) {
         self.connection.drain(lost);
         self.stream.shutdown_write();
+    }
+
+    fn source(&self) -> Source {
+        self.stream.source()
+    }
+
+    fn set_watched(&mut self) {
+        self.watched = true;
+    }
+
+    fn ready(&mut self, ready: Ready) {
+        self.readable |= ready.readable || ready.ended;
+        self.writable |= ready.writable;
+        self.ended |= ready.ended;
+    }
+
+    #[inline]
+    fn has_work(&self) -> bool {
+        self.readable || self.writable && self.connection.wants_output()
     }
 }
