@@ -20,6 +20,8 @@ use std::time::Duration;
 use bdev::core::{BdevSystem, IoRuntime, RuntimeConfig};
 use bdev::rpc::{BdevConfig, IobufConfig};
 use futures_util::future::BoxFuture;
+use nbd::group::NbdGroup;
+use nbd::system::NbdSystem;
 use nvmf::target::poll_group::groups::PollGroups;
 use nvmf::target::poll_group::{Loads, PollGroup};
 use nvmf::target::shared::ControllerTable;
@@ -190,8 +192,9 @@ fn run(options: &Options, log: &Arc<Log>) -> Result<(), String> {
         .collect();
     let controllers = Arc::new(ControllerTable::default());
     let loads = Arc::new(Loads::new(cores.len()));
+    let nbd_loads = Arc::new(nbd::group::Loads::new(cores.len()));
     let table = Arc::clone(&controllers);
-    let reactors = ReactorThreads::start(&platform, &configs, move |cx| install(cx, &table, &loads))
+    let reactors = ReactorThreads::start(&platform, &configs, move |cx| install(cx, &table, &loads, &nbd_loads))
         .map_err(|e| format!("cannot start: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -208,11 +211,17 @@ fn run(options: &Options, log: &Arc<Log>) -> Result<(), String> {
     served
 }
 
-/// Puts the bdev layer and a poll group on a reactor.
-fn install(cx: &mut Context, controllers: &Arc<ControllerTable>, loads: &Arc<Loads>) -> std::io::Result<()> {
+/// Puts the bdev layer and its front ends on a reactor.
+fn install(
+    cx: &mut Context,
+    controllers: &Arc<ControllerTable>,
+    loads: &Arc<Loads>,
+    nbd_loads: &Arc<nbd::group::Loads>,
+) -> std::io::Result<()> {
     let runtime = IoRuntime::install(cx, RuntimeConfig::default())?;
     tracing::info!(reactor = cx.id().0, files = runtime.borrow().file_mode(), "reactor ready");
     PollGroup::install(cx, Arc::clone(controllers), Arc::clone(loads));
+    NbdGroup::install(cx, Arc::clone(nbd_loads));
     Ok(())
 }
 
@@ -254,6 +263,7 @@ struct Parts<'a> {
 struct Appliance {
     bdevs: Arc<BdevSystem>,
     nvmf: Arc<NvmfSystem>,
+    nbd: Arc<NbdSystem>,
     table: Arc<Table>,
     state: Arc<StateDir>,
     stop: watch::Sender<bool>,
@@ -267,6 +277,7 @@ impl Appliance {
         let transports: Transports = vec![Arc::new(TcpTransport::new(parts.platform.network()))];
         let groups = Arc::new(PollGroups::new(reactors.clone()));
         let nvmf = NvmfSystem::new(Arc::clone(&bdevs), parts.controllers, transports, groups);
+        let nbd = NbdSystem::new(Arc::clone(&bdevs));
         let (stop, _) = watch::channel(false);
         let starter = Starter { stop: stop.clone() };
         let numbers = Reactors::new(reactors, parts.policy, Arc::new(channels));
@@ -275,9 +286,11 @@ impl Appliance {
         let table = Table::builder(Arc::new(starter))
             .add(&bdevs, &bdev_methods)
             .add(&nvmf, nvmf::rpc::methods())
+            .add(&nbd, nbd::rpc::methods())
             .source(Arc::new(IobufConfig(Arc::clone(&bdevs))))
             .source(Arc::new(BdevConfig(Arc::clone(&bdevs))))
             .source(nvmf::rpc::config_source(&nvmf))
+            .source(nbd::rpc::config_source(&nbd))
             .log(Arc::clone(log) as _)
             .runtime(Arc::new(numbers))
             .after_change(Box::new(move |_, document| {
@@ -290,7 +303,7 @@ impl Appliance {
             }))
             .build()
             .map_err(|e| format!("the method table is inconsistent: {e}"))?;
-        Ok(Appliance { bdevs, nvmf, table: Arc::new(table), state, stop })
+        Ok(Appliance { bdevs, nvmf, nbd, table: Arc::new(table), state, stop })
     }
 
     async fn serve(&self, options: &Options, cores: &[usize]) -> Result<(), String> {
@@ -330,7 +343,8 @@ impl Appliance {
         }
         let served = serving.await;
         tracing::info!("stopping");
-        if tokio::time::timeout(STOP_PATIENCE, self.nvmf.shut_down()).await.is_err() {
+        let ended = futures_util::future::join(self.nvmf.shut_down(), self.nbd.shut_down());
+        if tokio::time::timeout(STOP_PATIENCE, ended).await.is_err() {
             tracing::warn!("commands of hosts were still outstanding when the server stopped");
         }
         configured?;
