@@ -17,6 +17,7 @@
 //! - The mapping lives until the last buffer of the pool is gone.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -117,6 +118,8 @@ enum Home {
     Heap,
     /// Somebody else's memory, borrowed under the contract of [`Buffers::view`].
     View,
+    /// Somebody else's memory, which lives as long as this does.
+    Lent(#[expect(dead_code, reason = "held for its end")] Arc<dyn Any + Send + Sync>),
 }
 
 /// One contiguous piece of payload memory, exclusively owned.
@@ -145,6 +148,19 @@ impl Buffer {
         // SAFETY: the layout has a size of at least one byte.
         let Some(ptr) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
         Buffer { ptr, len: len as u32, capacity, home: Home::Heap }
+    }
+
+    /// `len` bytes at `ptr` that belong to `owner`, which is kept until the buffer is dropped.
+    ///
+    /// # Safety
+    /// The bytes must be initialised, and valid for reading and writing, for as long as `owner` lives; and nobody in this
+    /// process may access them in another way while the buffer lives.
+    ///
+    /// # Panics
+    /// If `len` is above `u32::MAX`.
+    pub unsafe fn lent(ptr: NonNull<u8>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Buffer {
+        let len = u32::try_from(len).expect("a buffer is shorter than 4 GiB");
+        Buffer { ptr, len, capacity: len, home: Home::Lent(owner) }
     }
 
     fn heap_layout(capacity: u32) -> Layout {
@@ -188,7 +204,7 @@ impl DerefMut for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.home, Home::View) {
-            Home::View => {}
+            Home::View | Home::Lent(_) => {}
             // SAFETY: allocated in `heap` with exactly this layout.
             Home::Heap => unsafe { dealloc(self.ptr.as_ptr(), Buffer::heap_layout(self.capacity)) },
             Home::Pool(shared) => {
