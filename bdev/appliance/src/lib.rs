@@ -18,6 +18,9 @@
 //! | [`registry`] | names of handlers |
 //! | [`memory`] | the model handler: blocks in memory |
 //! | [`types`] | operations, statuses, geometry |
+//! | [`external`] | handlers in processes of their own, over shared memory |
+//! | [`layout`] | what lies where in that memory |
+//! | [`abi`] | codes of operations and statuses |
 //!
 //! # Invariants
 //! - A request ends exactly once: `complete` consumes it, and one that is dropped ends as failed.
@@ -27,8 +30,12 @@
 
 #![deny(unsafe_code)]
 
+pub mod abi;
+pub mod external;
 pub mod handler;
 pub mod home;
+#[cfg_attr(loom, allow(dead_code))]
+pub mod layout;
 pub mod memory;
 pub mod registry;
 pub mod request;

@@ -1,0 +1,751 @@
+//! A lane, a target and a process in one test: the process is a thread that only has the socket.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU32;
+use std::thread::JoinHandle;
+
+use reactor::park::Unpark;
+use reactor::time::OsClock;
+use reactor::{Buffers, ReactorId};
+
+use super::super::lane::Lane;
+use super::super::memory::Memory as SharedMemory;
+use super::super::process::{ServeOptions, Stop, serve};
+use super::super::ring::{Consumer, Producer, Words};
+use super::*;
+use crate::handler::{Batch, Capabilities, Handler, Making, Worker, WorkerCx};
+use crate::home::RingHome;
+use crate::layout::{Completed, Submission};
+use crate::memory::Memory;
+use crate::request::{Body, Home, NO_DEADLINE, Request, RequestId};
+use crate::types::{Geometry, IoStatus, Op};
+
+const BLOCK: usize = 512;
+const DEPTH: u32 = 8;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A folder that is removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Scratch {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("ringstone-external-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("s")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[track_caller]
+fn eventually<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = std::time::Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+struct Nobody;
+
+impl Unpark for Nobody {
+    fn unpark(&self) {}
+}
+
+/// A channel with one lane.
+struct World {
+    lane: Option<Lane>,
+    target: Target,
+    clock: Arc<dyn Clock>,
+    #[expect(clippy::vec_box, reason = "bodies travel in their boxes")]
+    free: Vec<Box<Body>>,
+    next_id: u64,
+    done: HashMap<u64, (IoStatus, Vec<u8>)>,
+    _scratch: Scratch,
+}
+
+impl World {
+    fn new(policy: OnDisconnect) -> World {
+        let scratch = Scratch::new();
+        let clock: Arc<dyn Clock> = Arc::new(OsClock::default());
+        let options = TargetOptions {
+            path: scratch.socket(),
+            bdev: "vol".into(),
+            block_size: BLOCK as u32,
+            num_blocks: 1000,
+            shape: Shape::new(1, DEPTH, 8192).unwrap(),
+            policy,
+            ops: OpSet::of(&[OpKind::Read, OpKind::Write, OpKind::Flush]),
+            unmap_zeroes: false,
+            volatile_cache: true,
+        };
+        let target = Target::listen(options, Arc::clone(&clock)).unwrap();
+        let waker = Waker::new(Arc::new(Nobody));
+        let (home, _consumer) =
+            RingHome::new(DEPTH as usize, waker.clone(), Arc::clone(&clock), Arc::from("vol"), Arc::from("external"));
+        let lane = Some(Lane::open(&target, 0, waker));
+        let home: Arc<dyn Home> = home;
+        let free = (0..DEPTH).rev().map(|slot| Body::blank(slot, ReactorId(0), Arc::clone(&home))).collect();
+        World { lane, target, clock, free, next_id: 1, done: HashMap::new(), _scratch: scratch }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.target.path().to_path_buf()
+    }
+
+    fn lane(&mut self) -> &mut Lane {
+        self.lane.as_mut().unwrap()
+    }
+
+    fn send(&mut self, op: Op, lba: u64, bytes: Vec<u8>) -> u64 {
+        self.send_until(op, lba, bytes, NO_DEADLINE)
+    }
+
+    fn send_until(&mut self, op: Op, lba: u64, bytes: Vec<u8>, deadline: Instant) -> u64 {
+        let mut body = self.free.pop().expect("a body is free");
+        let id = self.next_id;
+        self.next_id += 1;
+        body.id = RequestId(id);
+        (body.op, body.lba, body.blocks) = (op, lba, (bytes.len() / BLOCK) as u64);
+        body.block_size = BLOCK as u32;
+        body.payload_bytes = bytes.len() as u32;
+        body.bufs = Buffers::from(&bytes[..]);
+        body.deadline = deadline;
+        body.status = IoStatus::Success;
+        let now = self.clock.now();
+        self.lane().send(body, now);
+        self.lane().flush();
+        id
+    }
+
+    fn write(&mut self, lba: u64, byte: u8) -> u64 {
+        self.send(Op::Write { fua: false }, lba, vec![byte; BLOCK])
+    }
+
+    fn read(&mut self, lba: u64) -> u64 {
+        self.send(Op::Read, lba, vec![0xee; BLOCK])
+    }
+
+    /// One poll of the channel.
+    fn poll(&mut self) -> usize {
+        let (now, mut home) = (self.clock.now(), Vec::new());
+        let count = self.lane().drain(now, DEPTH as usize, |body| home.push(body));
+        for mut body in home {
+            self.done.insert(body.id.0, (body.status, body.bufs.to_vec()));
+            body.bufs = Buffers::new();
+            self.free.push(body);
+        }
+        count
+    }
+
+    #[track_caller]
+    fn wait(&mut self, id: u64) -> (IoStatus, Vec<u8>) {
+        eventually("a request ends", || {
+            self.poll();
+            self.done.remove(&id)
+        })
+    }
+
+    #[track_caller]
+    fn attach(&mut self) {
+        eventually("a process serves", || {
+            self.poll();
+            self.lane().is_attached().then_some(())
+        });
+    }
+
+    #[track_caller]
+    fn detach(&mut self) {
+        eventually("the process is gone", || {
+            self.poll();
+            (!self.lane().is_attached()).then_some(())
+        });
+    }
+
+    fn lies(&self) -> u64 {
+        self.target.inner.counters.lies.load(Ordering::Relaxed)
+    }
+}
+
+/// A process that behaves.
+struct Process {
+    stop: Stop,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Process {
+    fn start(path: PathBuf, handler: Arc<dyn Handler>) -> Process {
+        let stop = Stop::new().unwrap();
+        let told = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let options = ServeOptions { spin: Duration::ZERO, ..ServeOptions::default() };
+            let mut make = |making: &Making<'_>| {
+                handler.resize(making.geometry.num_blocks)?;
+                Ok(Arc::clone(&handler))
+            };
+            serve(&path, &mut make, &options, &told)
+        });
+        Process { stop, thread: Some(thread) }
+    }
+
+    fn memory() -> Arc<dyn Handler> {
+        let options = json!({});
+        let geometry = Geometry::new(BLOCK as u32, 1000);
+        Memory::make(&Making { bdev: "vol", geometry, options: &options, workers: 1 }).unwrap()
+    }
+
+    fn end(mut self) {
+        self.stop.stop();
+        self.thread.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.stop.stop();
+    }
+}
+
+/// A process that does what it likes: it has the socket and the memory, and nothing else of this crate's process side.
+struct Rogue {
+    socket: OwnedFd,
+    memory: Arc<SharedMemory>,
+    submissions: Consumer<7>,
+    completions: Producer<3>,
+}
+
+impl Rogue {
+    fn connect(path: &Path) -> OwnedFd {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+        socket
+    }
+
+    fn hear(socket: &OwnedFd) -> Option<(Message, Vec<OwnedFd>)> {
+        eventually("the target answers", || match wire::receive(socket, true).unwrap() {
+            Received::Message(message, fds) => Some(Some((message, fds))),
+            Received::End => Some(None),
+            Received::Nothing => None,
+        })
+    }
+
+    fn start(world: &mut World) -> Rogue {
+        let socket = Rogue::connect(&world.path());
+        wire::send(&socket, &Message::Hello { version: VERSION }, &[]).unwrap();
+        let Some((Message::Welcome(welcome), fds)) = Rogue::hear(&socket) else { panic!("a welcome") };
+        let memory = Arc::new(SharedMemory::open(&fds[0], welcome.shape).unwrap());
+        let Some((Message::Lane { index: 0 }, fds)) = Rogue::hear(&socket) else { panic!("a lane") };
+        assert_eq!(fds.len(), 2);
+        wire::send(&socket, &Message::Ready, &[]).unwrap();
+        world.attach();
+        let shape = welcome.shape;
+        Rogue {
+            socket,
+            memory,
+            submissions: Consumer::new(shape.submissions(), shape.depth()),
+            completions: Producer::new(shape.completions(), shape.depth()),
+        }
+    }
+
+    fn take(&mut self) -> Submission {
+        let words = self.memory.lane(0);
+        Submission::decode(eventually("a submission", || self.submissions.pop(&words)))
+    }
+
+    fn answer(&mut self, completed: Completed) {
+        self.completions.push(&self.memory.lane(0), completed.encode());
+    }
+
+    fn honest(submission: &Submission) -> Completed {
+        Completed { id: submission.id, slot: submission.slot, status: 0, bytes: submission.bytes }
+    }
+}
+
+#[test]
+fn a_process_serves_what_it_is_sent() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let process = Process::start(world.path(), Process::memory());
+    world.attach();
+    for lba in 0..200 {
+        let id = world.write(lba, lba as u8);
+        assert_eq!(world.wait(id).0, IoStatus::Success);
+    }
+    for lba in 0..200 {
+        let id = world.read(lba);
+        assert_eq!(world.wait(id), (IoStatus::Success, vec![lba as u8; BLOCK]));
+    }
+    let beyond = world.read(1000);
+    assert_eq!(world.wait(beyond).0, IoStatus::OutOfRange);
+    let flush = world.send(Op::Flush, 0, Vec::new());
+    assert_eq!(world.wait(flush).0, IoStatus::Success);
+    assert_eq!(world.lies(), 0);
+    process.end();
+    world.detach();
+}
+
+#[test]
+fn without_a_process_requests_fail_and_with_the_next_they_do_not() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let id = world.write(1, 1);
+    assert_eq!(world.wait(id).0, IoStatus::Failed);
+    let handler = Process::memory();
+    for byte in 1..4 {
+        let process = Process::start(world.path(), Arc::clone(&handler));
+        world.attach();
+        let id = world.read(1);
+        assert_eq!(world.wait(id), (IoStatus::Success, vec![byte - 1; BLOCK]));
+        let id = world.write(1, byte);
+        assert_eq!(world.wait(id).0, IoStatus::Success);
+        process.end();
+        world.detach();
+        let id = world.write(1, 99);
+        assert_eq!(world.wait(id).0, IoStatus::Failed);
+    }
+}
+
+#[test]
+fn parked_requests_are_replayed_in_order_by_the_next_process() {
+    let mut world = World::new(OnDisconnect::Park);
+    // One that waits before there was any process.
+    let first = world.write(7, 1);
+    let mut rogue = Rogue::start(&mut world);
+    // It takes them and dies; the second it has even done.
+    let second = world.write(7, 2);
+    let third = world.write(8, 3);
+    for _ in 0..3 {
+        rogue.take();
+    }
+    drop(rogue);
+    world.detach();
+    let fourth = world.write(7, 4);
+    let gone = world.send_until(Op::Write { fua: false }, 7, vec![9; BLOCK], world.clock.now());
+    assert_eq!(world.lane().len(), 5);
+    let process = Process::start(world.path(), Process::memory());
+    for id in [first, second, third, fourth] {
+        assert_eq!(world.wait(id).0, IoStatus::Success);
+    }
+    assert_eq!(world.wait(gone).0, IoStatus::TimedOut, "what is too late must not be done any more");
+    let (seven, eight) = (world.read(7), world.read(8));
+    assert_eq!(world.wait(seven).1, vec![4; BLOCK], "the last one counts");
+    assert_eq!(world.wait(eight).1, vec![3; BLOCK]);
+    process.end();
+}
+
+#[test]
+fn with_fail_what_the_dead_process_had_fails() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let mut rogue = Rogue::start(&mut world);
+    let ids = [world.write(1, 1), world.read(2), world.send(Op::Flush, 0, Vec::new())];
+    let done = rogue.take();
+    rogue.answer(Rogue::honest(&done));
+    // It is gone before anybody has looked at its last answer, which counts all the same.
+    drop(rogue);
+    eventually("its end is noticed", || (!world.target.is_connected()).then_some(()));
+    assert_eq!(world.wait(ids[0]).0, IoStatus::Success);
+    assert_eq!(world.wait(ids[1]).0, IoStatus::Failed);
+    assert_eq!(world.wait(ids[2]).0, IoStatus::Failed);
+    assert!(world.lane().is_empty());
+}
+
+#[test]
+fn lies_are_counted_and_change_nothing() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let mut rogue = Rogue::start(&mut world);
+    let id = world.read(5);
+    let submission = rogue.take();
+    let honest = Rogue::honest(&submission);
+    let lies = [
+        Completed { id: honest.id + 1, ..honest },
+        Completed { id: 0, ..honest },
+        Completed { slot: honest.slot + 1, ..honest },
+        Completed { slot: DEPTH as u16, ..honest },
+        Completed { slot: u16::MAX, id: u64::MAX, status: u16::MAX, bytes: u32::MAX },
+    ];
+    for lie in lies {
+        rogue.answer(lie);
+        assert_eq!(world.poll(), 0, "{lie:?}");
+    }
+    assert_eq!(world.lies(), lies.len() as u64);
+    let memory = Arc::clone(&rogue.memory);
+    memory.copy_in(0, honest.slot.into(), [&[5u8; BLOCK][..]].into_iter());
+    rogue.answer(honest);
+    assert_eq!(world.wait(id), (IoStatus::Success, vec![5; BLOCK]));
+    // Twice: the second finds nothing, also when the slot has its next request.
+    rogue.answer(honest);
+    assert_eq!(world.poll(), 0);
+    let next = world.read(6);
+    rogue.answer(honest);
+    assert_eq!(world.poll(), 0);
+    // An impossible status or length fails the request; the payload stays as it was.
+    let submission = rogue.take();
+    rogue.answer(Completed { status: 0x7fff, ..Rogue::honest(&submission) });
+    assert_eq!(world.wait(next), (IoStatus::Failed, vec![0xee; BLOCK]));
+    for bytes in [0, 1, BLOCK as u32 - 1, BLOCK as u32 + 1, u32::MAX] {
+        let id = world.read(7);
+        let submission = rogue.take();
+        rogue.answer(Completed { bytes, ..Rogue::honest(&submission) });
+        assert_eq!(world.wait(id), (IoStatus::Failed, vec![0xee; BLOCK]));
+    }
+    // A status of NVMe's own is passed on.
+    let id = world.read(7);
+    let submission = rogue.take();
+    rogue.answer(Completed { status: 0x8281, bytes: 0, ..Rogue::honest(&submission) });
+    assert_eq!(world.wait(id).0, IoStatus::Nvme { sct: 2, sc: 0x81, dnr: false });
+    assert!(world.lane().is_attached());
+}
+
+#[test]
+fn memory_full_of_garbage_neither_hangs_nor_corrupts() {
+    let mut world = World::new(OnDisconnect::Park);
+    let rogue = Rogue::start(&mut world);
+    let ids: Vec<_> = (0..DEPTH).map(|i| world.write(i.into(), i as u8)).collect();
+    let lane = rogue.memory.lane(0);
+    let shape = *rogue.memory.shape();
+    let last = shape.completions() + shape.depth() as usize * 4;
+    let mut seed = 1_u64;
+    for round in 0..2000 {
+        for word in 0..last {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // Small numbers most of the time: they hit sequences and slots.
+            let value = if seed >> 62 == 0 { seed } else { (seed >> 40) % (round + 10) };
+            // Ids that are outstanding are left out: guessing one is answering it.
+            let value = if ids.contains(&value) && word >= shape.completions() && (word - shape.completions()) % 4 == 1
+            {
+                0
+            } else {
+                value
+            };
+            lane.store(word, value, Ordering::Relaxed);
+        }
+        world.poll();
+        world.lane().may_sleep();
+        world.lane().awake();
+    }
+    assert_eq!(world.lane().len(), DEPTH as usize, "nobody answered anything");
+    drop(rogue);
+    world.detach();
+    let process = Process::start(world.path(), Process::memory());
+    for id in ids {
+        assert_eq!(world.wait(id).0, IoStatus::Success);
+    }
+    for i in 0..DEPTH {
+        let id = world.read(i.into());
+        assert_eq!(world.wait(id).1, vec![i as u8; BLOCK]);
+    }
+    process.end();
+}
+
+#[test]
+fn nonsense_on_the_socket_ends_the_connection_and_nothing_else() {
+    let mut world = World::new(OnDisconnect::Fail);
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4000], &Message::Ready.encode(), &Message::Gone.encode()] {
+        let socket = Rogue::connect(&world.path());
+        rustix::net::send(&socket, bytes, rustix::net::SendFlags::empty()).unwrap();
+        assert!(matches!(Rogue::hear(&socket), Some((Message::Refused { why: Refusal::Version, .. }, _))));
+        assert!(Rogue::hear(&socket).is_none());
+    }
+    let socket = Rogue::connect(&world.path());
+    wire::send(&socket, &Message::Hello { version: VERSION + 1 }, &[]).unwrap();
+    let Some((Message::Refused { text, .. }, _)) = Rogue::hear(&socket) else { panic!("a refusal") };
+    assert!(text.contains("same release"), "{text}");
+    // In the middle of a session too.
+    let rogue = Rogue::start(&mut world);
+    let id = world.write(0, 1);
+    rustix::net::send(&rogue.socket, b"?", rustix::net::SendFlags::empty()).unwrap();
+    assert_eq!(world.wait(id).0, IoStatus::Failed);
+    world.detach();
+    let process = Process::start(world.path(), Process::memory());
+    world.attach();
+    process.end();
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let mut world = World::new(OnDisconnect::Park);
+    let rogue = Rogue::start(&mut world);
+    let socket = Rogue::connect(&world.path());
+    let Some((Message::Refused { why, text }, _)) = Rogue::hear(&socket) else { panic!("a refusal") };
+    assert_eq!(why, Refusal::Busy);
+    assert!(text.contains("vol"), "{text}");
+    // One that is patient gets its turn.
+    let process = Process::start(world.path(), Process::memory());
+    let id = world.write(3, 3);
+    drop(rogue);
+    assert_eq!(world.wait(id).0, IoStatus::Success);
+    process.end();
+}
+
+#[test]
+fn a_process_that_clears_flags_and_fills_counters_blocks_nobody() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let socket = Rogue::connect(&world.path());
+    wire::send(&socket, &Message::Hello { version: VERSION }, &[]).unwrap();
+    let Some((Message::Welcome(welcome), files)) = Rogue::hear(&socket) else { panic!("a welcome") };
+    let Some((Message::Lane { .. }, bells)) = Rogue::hear(&socket) else { panic!("a lane") };
+    for bell in &bells {
+        rustix::fs::fcntl_setfl(bell, rustix::fs::OFlags::empty()).unwrap();
+    }
+    rustix::io::write(&bells[0], &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let memory = Arc::new(SharedMemory::open(&files[0], welcome.shape).unwrap());
+    wire::send(&socket, &Message::Ready, &[]).unwrap();
+    world.attach();
+    // It claims to sleep for ever, so the target rings at each request, and nobody ever takes a ring away.
+    let words = memory.lane(0);
+    let mut submissions = Consumer::<7>::new(welcome.shape.submissions(), welcome.shape.depth());
+    let mut completions = Producer::<3>::new(welcome.shape.completions(), welcome.shape.depth());
+    for _ in 0..5000 {
+        words.store(crate::layout::PROCESS_SLEEPS, 1, Ordering::SeqCst);
+        let id = world.send(Op::Flush, 0, Vec::new());
+        let submission = Submission::decode(submissions.pop(&words).unwrap());
+        completions.push(&words, Rogue::honest(&submission).encode());
+        assert_eq!(world.wait(id).0, IoStatus::Success);
+    }
+}
+
+#[test]
+fn an_abort_ends_what_waits_and_reaches_the_process() {
+    let mut world = World::new(OnDisconnect::Park);
+    let waiting = world.write(0, 1);
+    world.lane().abort(RequestId(waiting));
+    assert_eq!(world.wait(waiting).0, IoStatus::Aborted);
+
+    let process = Process::start(world.path(), Arc::new(Hoarder));
+    world.attach();
+    let ids = [world.write(1, 1), world.write(2, 2), world.write(3, 3)];
+    world.lane().abort(RequestId(ids[1]));
+    world.lane().flush();
+    assert_eq!(world.wait(ids[1]).0, IoStatus::Aborted);
+    assert_eq!(world.lane().len(), 2);
+    world.lane().reset();
+    world.lane().flush();
+    for id in [ids[0], ids[2]] {
+        assert_eq!(world.wait(id).0, IoStatus::Aborted);
+    }
+    process.end();
+}
+
+#[test]
+fn what_was_aborted_is_not_replayed() {
+    let mut world = World::new(OnDisconnect::Park);
+    let rogue = Rogue::start(&mut world);
+    let (aborted, kept) = (world.write(1, 1), world.write(2, 2));
+    world.lane().abort(RequestId(aborted));
+    drop(rogue);
+    assert_eq!(world.wait(aborted).0, IoStatus::Aborted);
+    let process = Process::start(world.path(), Process::memory());
+    assert_eq!(world.wait(kept).0, IoStatus::Success);
+    let id = world.read(1);
+    assert_eq!(world.wait(id).1, vec![0; BLOCK]);
+    process.end();
+}
+
+#[test]
+fn a_change_of_size_reaches_the_process_there_is_and_the_next() {
+    let mut world = World::new(OnDisconnect::Park);
+    let handler = Process::memory();
+    let process = Process::start(world.path(), Arc::clone(&handler));
+    world.attach();
+    world.target.resize(2000).unwrap();
+    let id = world.write(1999, 1);
+    assert_eq!(world.wait(id).0, IoStatus::Success);
+    process.end();
+    world.detach();
+    world.target.resize(3000).unwrap();
+    let process = Process::start(world.path(), Arc::clone(&handler));
+    let id = world.write(2999, 1);
+    assert_eq!(world.wait(id).0, IoStatus::Success);
+    // One that refuses.
+    let error = world.target.resize(1 << 60).unwrap_err();
+    assert!(error.to_string().contains("refuses the size"), "{error}");
+    let id = world.read(2999);
+    assert_eq!(world.wait(id), (IoStatus::Success, vec![1; BLOCK]));
+    process.end();
+}
+
+#[test]
+fn a_lane_that_closes_with_requests_out_cuts_the_process_off() {
+    let mut world = World::new(OnDisconnect::Park);
+    let rogue = Rogue::start(&mut world);
+    world.write(1, 1);
+    let mut home = 0;
+    world.lane.take().unwrap().close(|body| {
+        assert_eq!(body.status, IoStatus::Aborted);
+        home += 1;
+    });
+    assert_eq!(home, 1);
+    assert!(Rogue::hear(&rogue.socket).is_none());
+    eventually("the session ends", || (!world.target.is_connected()).then_some(()));
+}
+
+#[test]
+fn a_lane_that_closes_and_opens_goes_on_where_it_was() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let process = Process::start(world.path(), Process::memory());
+    world.attach();
+    for round in 0..5 {
+        for lba in 0..3 {
+            let id = world.write(lba, round);
+            assert_eq!(world.wait(id).0, IoStatus::Success);
+        }
+        world.lane.take().unwrap().close(|_| panic!("nothing was out"));
+        world.lane = Some(Lane::open(&world.target, 0, Waker::new(Arc::new(Nobody))));
+        world.attach();
+    }
+    let id = world.read(2);
+    assert_eq!(world.wait(id).1, vec![4; BLOCK]);
+    process.end();
+}
+
+#[test]
+fn the_handler_ends_the_last_sessions_requests_before_the_next_begins() {
+    let mut world = World::new(OnDisconnect::Park);
+    let process = Process::start(world.path(), Arc::new(Hoarder));
+    world.attach();
+    let id = world.write(1, 1);
+    // The target cuts the connection; the same process comes back, and is sent the request once more.
+    world.target.inner.lane(0).session().unwrap().end();
+    world.target.inner.lanes[0].changed.store(true, Ordering::SeqCst);
+    eventually("it was replayed", || {
+        world.poll();
+        (world.target.inner.counters.replayed.load(Ordering::Relaxed) == 1).then_some(())
+    });
+    assert!(!world.done.contains_key(&id));
+    world.lane().abort(RequestId(id));
+    world.lane().flush();
+    assert_eq!(world.wait(id).0, IoStatus::Aborted);
+    process.end();
+}
+
+#[test]
+fn a_handler_that_lacks_what_is_promised_is_told_so() {
+    let world = World::new(OnDisconnect::Fail);
+    struct Poor;
+    impl Handler for Poor {
+        fn name(&self) -> &str {
+            "poor"
+        }
+        fn capabilities(&self, _: &Geometry) -> Capabilities {
+            Capabilities { ops: OpSet::of(&[OpKind::Read]), ..Capabilities::BASIC }
+        }
+        fn worker(&self, _: WorkerCx) -> io::Result<Box<dyn Worker>> {
+            panic!("it is not asked")
+        }
+        fn resize(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut process = Process::start(world.path(), Arc::new(Poor));
+    let error = process.thread.take().unwrap().join().unwrap().unwrap_err();
+    assert!(error.to_string().contains("write, flush") && error.to_string().contains("'ops'"), "{error}");
+    assert!(!world.target.is_connected());
+}
+
+#[test]
+fn a_worker_that_panics_is_made_again() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let process = Process::start(world.path(), Arc::new(Nervous(Process::memory())));
+    world.attach();
+    let id = world.write(666, 1);
+    assert_eq!(world.wait(id).0, IoStatus::Failed);
+    let id = world.write(1, 1);
+    assert_eq!(world.wait(id).0, IoStatus::Success);
+    process.end();
+}
+
+#[test]
+fn paths_that_cannot_be_listened_at_are_refused_with_a_remedy() {
+    let scratch = Scratch::new();
+    let file = scratch.0.join("file");
+    std::fs::write(&file, "x").unwrap();
+    let say = |path: &Path| listen_at(path).unwrap_err().to_string();
+    assert!(say(&file).contains("no socket"), "{}", say(&file));
+    assert!(say(Path::new("relative")).contains("not absolute"));
+    assert!(say(&scratch.0.join("x".repeat(200))).contains("107"));
+    assert!(say(&scratch.0.join("no/where")).contains("make the folder"));
+    let path = scratch.socket();
+    let (first, _) = listen_at(&path).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(say(&path).contains("another program listens"), "{}", say(&path));
+    // One that was left behind is replaced.
+    drop(first);
+    listen_at(&path).unwrap();
+}
+
+/// Keeps every request until it is aborted or reset.
+struct Hoarder;
+
+struct HoardingWorker(Vec<Request>);
+
+impl Handler for Hoarder {
+    fn name(&self) -> &str {
+        "hoarder"
+    }
+    fn capabilities(&self, _: &Geometry) -> Capabilities {
+        Capabilities::BASIC
+    }
+    fn worker(&self, _: WorkerCx) -> io::Result<Box<dyn Worker>> {
+        Ok(Box::new(HoardingWorker(Vec::new())))
+    }
+    fn resize(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Worker for HoardingWorker {
+    fn submit(&mut self, batch: &mut Batch) {
+        self.0.extend(batch);
+    }
+    fn abort(&mut self, id: RequestId) {
+        if let Some(index) = self.0.iter().position(|request| request.id() == id) {
+            self.0.swap_remove(index).complete(IoStatus::Aborted);
+        }
+    }
+    fn reset(&mut self) {
+        self.0.drain(..).for_each(|request| request.complete(IoStatus::Aborted));
+    }
+}
+
+/// Panics at one block.
+struct Nervous(Arc<dyn Handler>);
+
+struct NervousWorker(Box<dyn Worker>);
+
+impl Handler for Nervous {
+    fn name(&self) -> &str {
+        "nervous"
+    }
+    fn capabilities(&self, geometry: &Geometry) -> Capabilities {
+        self.0.capabilities(geometry)
+    }
+    fn worker(&self, cx: WorkerCx) -> io::Result<Box<dyn Worker>> {
+        Ok(Box::new(NervousWorker(self.0.worker(cx)?)))
+    }
+    fn resize(&self, num_blocks: u64) -> io::Result<()> {
+        self.0.resize(num_blocks)
+    }
+}
+
+impl Worker for NervousWorker {
+    fn submit(&mut self, batch: &mut Batch) {
+        if batch.peek().is_some_and(|request| request.lba() == 666) {
+            let _lost = batch.next();
+            panic!("block 666");
+        }
+        self.0.submit(batch);
+    }
+}

@@ -1,0 +1,437 @@
+//! One worker thread of an external process: takes requests out of shared memory, has them done, puts answers in.
+//!
+//! The thread is a reactor of its own with one poller. Requests are the same as in the target's process, and so is the way
+//! home: a completion ring, which this thread empties into the shared one. So the shared ring has one producer, whatever
+//! thread a request is completed on.
+//!
+//! When the connection ends, lanes *drain*: the handler is told to give up what it has, answers are thrown away, and only
+//! when every request has come home is the process ready for the next session. Otherwise a write of the last session could
+//! overtake one of the next.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use reactor::park::{Ready, Source};
+use reactor::reactor::WatchId;
+use reactor::{Context, Instant, Poller, PollerId, Progress, ReactorId, Schedule};
+use rustix::net::RecvFlags;
+
+use super::memory::LaneWords;
+use super::ring::{Consumer, Producer, Words, announce, must_ring, retract};
+use crate::abi;
+use crate::handler::{Batch, Handler, Worker, WorkerCx};
+use crate::home::RingHome;
+use crate::layout::{
+    ABORTS_POSTED, COMPLETION_WORDS, Completed, NO_TIMEOUT, PROCESS_SLEEPS, RESETS_POSTED, SUBMISSION_WORDS,
+    Submission, TARGET_SLEEPS,
+};
+use crate::request::{Body, Fault, Home, NO_DEADLINE, Request, RequestId, lend_home, take_home};
+use crate::types::{IoStatus, Op};
+
+/// Until a worker that panicked is made again.
+const REBIRTH: Duration = Duration::from_secs(1);
+
+/// A lane as it comes from the target.
+pub(super) struct NewLane {
+    pub(super) index: u32,
+    pub(super) words: LaneWords,
+    /// What wakes this thread.
+    pub(super) bell: OwnedFd,
+    /// What wakes the target's reactor.
+    pub(super) target_bell: OwnedFd,
+    pub(super) block_size: u32,
+    pub(super) bdev: Arc<str>,
+}
+
+/// A lane that is served, or that drains.
+struct Lane {
+    new: NewLane,
+    submissions: Consumer<{ SUBMISSION_WORDS - 1 }>,
+    completions: Producer<{ COMPLETION_WORDS - 1 }>,
+    home: Arc<RingHome>,
+    ended: reactor::ring::Consumer<Box<Body>>,
+    /// Bodies that are not out, by slot.
+    bodies: Vec<Option<Box<Body>>>,
+    /// Ids of the requests that are out, by slot; 0: none.
+    out: Vec<u64>,
+    count: usize,
+    home_lane: u32,
+    watch: Option<WatchId>,
+    rung: bool,
+    announced: bool,
+    draining: bool,
+    aborts_seen: u64,
+    resets_seen: u64,
+}
+
+impl Lane {
+    fn new(new: NewLane, handler: &str, cx: &mut Context, poller: PollerId, key: u64) -> io::Result<Lane> {
+        let shape = *new.words.memory().shape();
+        let depth = shape.depth();
+        let clock = cx.platform().clock();
+        let (home, ended) = RingHome::new(depth as usize, cx.waker(), clock, Arc::clone(&new.bdev), Arc::from(handler));
+        let dynamic: Arc<dyn Home> = Arc::clone(&home) as _;
+        let watch = cx.watch(poller, Source::Fd(new.bell.as_raw_fd()), key)?;
+        let home_lane = lend_home(&dynamic);
+        let body = |slot| {
+            let mut body = Body::blank(slot, ReactorId(new.index), Arc::clone(&dynamic));
+            body.lane = home_lane;
+            body.block_size = new.block_size;
+            Some(body)
+        };
+        Ok(Lane {
+            submissions: Consumer::new(shape.submissions(), depth),
+            completions: Producer::new(shape.completions(), depth),
+            bodies: (0..depth).map(body).collect(),
+            out: vec![0; depth as usize],
+            count: 0,
+            home,
+            ended,
+            home_lane,
+            watch: Some(watch),
+            rung: true,
+            announced: false,
+            draining: false,
+            aborts_seen: 0,
+            resets_seen: 0,
+            new,
+        })
+    }
+
+    /// Takes what the target has submitted.
+    fn take(&mut self, now: Instant, batch: &mut Batch) -> bool {
+        let mut busy = false;
+        for _ in 0..self.bodies.len() {
+            let Some(words) = self.submissions.pop(&self.new.words) else { break };
+            busy = true;
+            let submission = Submission::decode(words);
+            match self.request(&submission, now) {
+                Some(request) => batch.push(request),
+                None => tracing::error!(bdev = &*self.new.bdev, "the target sent what is no request: {submission:?}"),
+            }
+        }
+        busy
+    }
+
+    fn request(&mut self, submission: &Submission, now: Instant) -> Option<Request> {
+        let op = abi::decode_op(submission.op, submission.flags, submission.source_lba)?;
+        let memory = self.new.words.memory();
+        if submission.bytes > memory.shape().slot_bytes() {
+            return None;
+        }
+        let mut body = self.bodies.get_mut(usize::from(submission.slot))?.take()?;
+        body.id = RequestId(submission.id);
+        body.op = op;
+        body.lba = submission.lba;
+        body.blocks = submission.blocks;
+        body.payload_bytes = submission.bytes;
+        body.status = IoStatus::Success;
+        body.deadline = match submission.timeout_ns {
+            NO_TIMEOUT => NO_DEADLINE,
+            timeout_ns => Instant(now.0.saturating_add(timeout_ns).min(NO_DEADLINE.0 - 1)),
+        };
+        if submission.bytes > 0 {
+            body.bufs.push(memory.lend(self.new.index, submission.slot.into(), submission.bytes as usize));
+        }
+        self.out[usize::from(submission.slot)] = submission.id;
+        self.count += 1;
+        Some(Request::from_body(body))
+    }
+
+    /// Answers what has come home.
+    fn answer(&mut self) -> bool {
+        let mut busy = false;
+        while let Some(mut body) = self.ended.pop() {
+            busy = true;
+            self.count -= 1;
+            let slot = body.slot;
+            if !self.draining {
+                self.publish(&mut body);
+            }
+            body.bufs = reactor::Buffers::new();
+            self.out[slot as usize] = 0;
+            self.bodies[slot as usize] = Some(body);
+        }
+        if busy && !self.draining && must_ring(&self.new.words, TARGET_SLEEPS) {
+            // One that cannot be written has been filled with rings already.
+            let _ = rustix::io::write(&self.new.target_bell, &1u64.to_ne_bytes());
+        }
+        busy
+    }
+
+    fn publish(&mut self, body: &mut Body) {
+        let len = body.bufs.len();
+        if body.status.is_success() && len != body.payload_bytes as usize {
+            self.home.report(body, Fault::WrongLength { said_bytes: len as u64 });
+            body.status = IoStatus::Failed;
+        }
+        if body.status.is_success() && body.op == Op::Read {
+            // A handler may have put another buffer in the place of the one that was lent.
+            let memory = self.new.words.memory();
+            let lent = memory.lend(self.new.index, body.slot, len);
+            if body.bufs.segment_count() != 1 || body.bufs.slice_at(0).as_ptr() != lent.as_ptr() {
+                memory.copy_in(self.new.index, body.slot, body.bufs.segments());
+            }
+        }
+        let completed = Completed {
+            id: body.id.0,
+            slot: body.slot as u16,
+            status: abi::encode_status(body.status),
+            bytes: body.payload_bytes,
+        };
+        self.completions.push(&self.new.words, completed.encode());
+    }
+
+    /// Requests that are out and that the target wants back.
+    fn aborted(&self) -> Vec<RequestId> {
+        let shape = *self.new.words.memory().shape();
+        let wanted = |slot: u32| self.new.words.load(shape.abort_word(slot), Ordering::Acquire);
+        let out = (0..shape.depth()).filter(|&slot| self.out[slot as usize] != 0);
+        out.filter(|&slot| wanted(slot) == self.out[slot as usize])
+            .map(|slot| RequestId(self.out[slot as usize]))
+            .collect()
+    }
+
+    fn drain_bell(&mut self) {
+        if std::mem::take(&mut self.rung) {
+            let mut bytes = [0u8; 256];
+            while matches!(rustix::net::recv(&self.new.bell, &mut bytes, RecvFlags::DONTWAIT), Ok((256, _))) {}
+        }
+    }
+
+    fn may_sleep(&mut self) -> bool {
+        if self.draining {
+            return self.ended.is_empty();
+        }
+        announce(&self.new.words, PROCESS_SLEEPS);
+        self.announced = true;
+        self.submissions.is_empty(&self.new.words)
+            && self.ended.is_empty()
+            && self.new.words.load(ABORTS_POSTED, Ordering::Acquire) == self.aborts_seen
+            && self.new.words.load(RESETS_POSTED, Ordering::Acquire) == self.resets_seen
+    }
+
+    fn awake(&mut self) {
+        if std::mem::take(&mut self.announced) {
+            retract(&self.new.words, PROCESS_SLEEPS);
+        }
+    }
+}
+
+/// What a worker's thread holds.
+pub(super) struct Shell {
+    handler: Arc<dyn Handler>,
+    cx: WorkerCx,
+    poller: PollerId,
+    worker: Option<Box<dyn Worker>>,
+    reborn_at: Option<Instant>,
+    lanes: Vec<Lane>,
+    batch: Batch,
+    /// Told when the last draining lane is empty.
+    drained: Option<Sender<()>>,
+}
+
+impl Shell {
+    /// Makes the worker on this reactor, and the poller that runs it.
+    pub(super) fn install(cx: &mut Context, handler: Arc<dyn Handler>, index: usize, workers: usize) -> io::Result<()> {
+        let worker_cx = WorkerCx { index, workers, waker: cx.waker(), clock: cx.platform().clock() };
+        let worker = guarded(|| handler.worker(worker_cx.clone()))
+            .unwrap_or_else(|| Err(io::Error::other("the handler panicked while it made its worker")))?;
+        let poller = cx.reserve_poller();
+        let shell = Shell {
+            handler,
+            cx: worker_cx,
+            poller,
+            worker: Some(worker),
+            reborn_at: None,
+            lanes: Vec::new(),
+            batch: Batch::with_capacity(crate::layout::MAX_DEPTH as usize),
+            drained: None,
+        };
+        let shell = cx.insert(RefCell::new(shell));
+        cx.add_reserved_poller(poller, format!("worker {index}"), Schedule::Active, Box::new(ShellPoller(shell)));
+        Ok(())
+    }
+
+    /// The shell on this reactor.
+    pub(super) fn of(cx: &mut Context) -> Rc<RefCell<Shell>> {
+        cx.get::<RefCell<Shell>>().expect("a worker's reactor has its shell")
+    }
+
+    /// Serves these lanes from now on.
+    pub(super) fn attach(&mut self, cx: &mut Context, lanes: Vec<NewLane>) -> io::Result<()> {
+        for new in lanes {
+            let key = self.lanes.len() as u64;
+            let lane = Lane::new(new, self.handler.name(), cx, self.poller, key)?;
+            self.lanes.push(lane);
+        }
+        Ok(())
+    }
+
+    /// The session has ended: nothing is taken or answered any more. `drained` is told when the handler has let go of all
+    /// requests.
+    pub(super) fn detach(&mut self, cx: &mut Context, drained: Sender<()>) {
+        for lane in &mut self.lanes {
+            lane.draining = true;
+            if let Some(watch) = lane.watch.take() {
+                cx.unwatch(watch);
+            }
+        }
+        self.batch.complete_all(IoStatus::Aborted);
+        self.run(|worker, _| worker.reset());
+        self.drained = Some(drained);
+        self.finish_draining();
+    }
+
+    fn finish_draining(&mut self) {
+        if self.drained.is_none() {
+            return;
+        }
+        for lane in &mut self.lanes {
+            lane.answer();
+        }
+        if self.lanes.iter().any(|lane| lane.count > 0) {
+            return;
+        }
+        for lane in self.lanes.drain(..) {
+            take_home(lane.home_lane);
+            lane.home.close(lane.ended);
+        }
+        if let Some(drained) = self.drained.take() {
+            let _ = drained.send(());
+        }
+    }
+
+    /// Calls the worker, if there is one. A panic ends it.
+    fn run<R>(&mut self, call: impl FnOnce(&mut dyn Worker, &mut Batch) -> R) -> Option<R> {
+        let worker = self.worker.as_mut()?;
+        let batch = &mut self.batch;
+        let result = guarded(|| call(&mut **worker, batch));
+        if result.is_none() {
+            tracing::error!(
+                handler = self.handler.name(),
+                "a worker panicked: what it held fails; it is made again in 1 s"
+            );
+            let worker = self.worker.take();
+            // What its own end does is its own matter as long as it stays there.
+            guarded(|| drop(worker));
+            self.reborn_at = Some(self.cx.clock.now() + REBIRTH);
+        }
+        result
+    }
+
+    fn revive(&mut self, now: Instant) {
+        if self.reborn_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.reborn_at = None;
+        match guarded(|| self.handler.worker(self.cx.clone())) {
+            Some(Ok(worker)) => self.worker = Some(worker),
+            Some(Err(error)) => {
+                tracing::error!(
+                    handler = self.handler.name(),
+                    "a worker cannot be made again: {error}; tried again in 1 s"
+                );
+                self.reborn_at = Some(now + REBIRTH);
+            }
+            None => self.reborn_at = Some(now + REBIRTH),
+        }
+    }
+
+    fn poll(&mut self, now: Instant) -> bool {
+        self.revive(now);
+        let mut busy = false;
+        for index in 0..self.lanes.len() {
+            let lane = &mut self.lanes[index];
+            if lane.draining {
+                continue;
+            }
+            lane.awake();
+            lane.drain_bell();
+            // Read before the submissions, so that a request is there when its abort is.
+            let aborts = lane.new.words.load(ABORTS_POSTED, Ordering::Acquire);
+            let resets = lane.new.words.load(RESETS_POSTED, Ordering::Acquire);
+            busy |= lane.take(now, &mut self.batch);
+            if aborts != lane.aborts_seen {
+                lane.aborts_seen = aborts;
+                let wanted = lane.aborted();
+                busy = true;
+                wanted.into_iter().for_each(|id| self.abort(id));
+            }
+            let lane = &mut self.lanes[index];
+            if resets != lane.resets_seen {
+                lane.resets_seen = resets;
+                busy = true;
+                self.batch.complete_all(IoStatus::Aborted);
+                self.run(|worker, _| worker.reset());
+            }
+        }
+        if !self.batch.is_empty() {
+            self.batch.begin(now);
+            self.run(|worker, batch| worker.submit(batch));
+        }
+        busy |= self.run(|worker, _| worker.poll(now)).is_some_and(Progress::is_busy);
+        for lane in &mut self.lanes {
+            busy |= lane.answer();
+        }
+        self.finish_draining();
+        busy
+    }
+
+    fn abort(&mut self, id: RequestId) {
+        match self.batch.remove(id) {
+            Some(request) => request.complete(IoStatus::Aborted),
+            None => {
+                self.run(|worker, _| worker.abort(id));
+            }
+        }
+    }
+
+    /// Ends the worker. Requests that it held are reported as lost.
+    pub(super) fn end(&mut self) {
+        let worker = self.worker.take();
+        guarded(|| drop(worker));
+    }
+}
+
+/// Calls user code; `None` when it panicked. The panic itself has been reported by the panic hook.
+fn guarded<R>(call: impl FnOnce() -> R) -> Option<R> {
+    catch_unwind(AssertUnwindSafe(call)).ok()
+}
+
+struct ShellPoller(Rc<RefCell<Shell>>);
+
+impl Poller for ShellPoller {
+    fn poll(&mut self, cx: &mut Context) -> Progress {
+        Progress::from_busy(self.0.borrow_mut().poll(cx.now()))
+    }
+
+    fn ready(&mut self, key: u64, _: Ready) {
+        if let Some(lane) = self.0.borrow_mut().lanes.get_mut(key as usize) {
+            lane.rung = true;
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let shell = self.0.borrow();
+        let worker = shell.worker.as_ref().and_then(|worker| worker.deadline());
+        worker.into_iter().chain(shell.reborn_at).min()
+    }
+
+    fn may_sleep(&mut self, _: &mut Context) -> bool {
+        let shell = &mut *self.0.borrow_mut();
+        let mut may = true;
+        // All of them are asked, since that is what arms them.
+        for lane in &mut shell.lanes {
+            may &= lane.may_sleep();
+        }
+        may && shell.run(|worker, _| worker.may_sleep()).unwrap_or(true)
+    }
+}
