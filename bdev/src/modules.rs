@@ -31,5 +31,13 @@ pub struct Module {
 }
 
 /// Every module there is.
-pub const MODULES: &[Module] =
-    &[null::MODULE, malloc::MODULE, uring::MODULE, passthru::MODULE, delay::MODULE, error::MODULE, split::MODULE];
+pub const MODULES: &[Module] = &[
+    null::MODULE,
+    malloc::MODULE,
+    uring::MODULE,
+    passthru::MODULE,
+    delay::MODULE,
+    error::MODULE,
+    split::MODULE,
+    appliance::MODULE,
+];

@@ -389,6 +389,20 @@ impl Buffers {
         self.segments.truncate(keep);
     }
 
+    /// Makes every segment as long as its buffer is: undoes [`Buffers::truncate`] for a list of one buffer. The bytes that come
+    /// back are unspecified.
+    ///
+    /// # Panics
+    /// If the total would pass `u32::MAX` bytes.
+    pub fn widen(&mut self) {
+        let mut len = 0u32;
+        for segment in &mut self.segments {
+            segment.len = segment.capacity;
+            len = len.checked_add(segment.len).expect("a scatter list is shorter than 4 GiB");
+        }
+        self.len = len;
+    }
+
     /// A second list over `len` bytes of this payload from `offset`, for handing a part of a parent's memory to a
     /// child operation.
     ///
@@ -706,6 +720,8 @@ mod tests {
         let mut list = pool.alloc(131_072 + 4096).unwrap();
         list.truncate(10);
         assert_eq!((list.len(), list.segment_count()), (10, 1));
+        list.widen();
+        assert_eq!((list.len(), list.slice_at(0).len()), (131_072, 131_072));
         pool.put(list);
         assert!(pool.is_whole());
     }

@@ -70,6 +70,20 @@ unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Shared<T> {}
 
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // What was pushed after the consumer went.
+        for (index, slot) in self.slots.iter().enumerate() {
+            // Relaxed: nobody else has this any more.
+            let is_full = slot.sequence.load(Ordering::Relaxed) & self.mask == (index + 1) & self.mask;
+            if is_full {
+                // SAFETY: a sequence number of position + 1 says that the cell was written and not taken.
+                slot.value.with_mut(|cell| unsafe { (*cell).assume_init_drop() });
+            }
+        }
+    }
+}
+
 /// The producing end: any number of clones, on any threads.
 pub struct Producer<T> {
     shared: Arc<Shared<T>>,
@@ -255,6 +269,8 @@ mod tests {
         let (tx, rx) = ring(4);
         (0..3).for_each(|_| tx.push(std::sync::Arc::clone(&probe)));
         drop(rx);
+        // Also what comes when nobody takes it any more.
+        tx.push(std::sync::Arc::clone(&probe));
         drop(tx);
         assert_eq!(std::sync::Arc::strong_count(&probe), 1);
     }

@@ -18,7 +18,7 @@ use reactor::park::Waker;
 use reactor::{Clock, Instant, Progress, ReactorId};
 use serde_json::Value;
 
-use crate::request::{Request, RequestId};
+use crate::request::{Body, Request, RequestId};
 use crate::types::{Geometry, OpKind, OpSet};
 
 /// What a handler is told when it is made.
@@ -214,6 +214,19 @@ impl Batch {
     #[inline]
     pub fn push(&mut self, request: Request) {
         self.requests.push_back(request);
+    }
+
+    /// Takes out every request whose body `is_wanted`, for those who carry requests about.
+    pub fn take_if(&mut self, is_wanted: impl Fn(&Body) -> bool) -> Vec<Request> {
+        let mut taken = Vec::new();
+        for _ in 0..self.requests.len() {
+            match self.requests.pop_front() {
+                Some(request) if is_wanted(request.body()) => taken.push(request),
+                Some(request) => self.requests.push_back(request),
+                None => break,
+            }
+        }
+        taken
     }
 
     /// Takes the request of `id` out, wherever it is.

@@ -17,6 +17,7 @@
 //! | [`home`] | the way home to a reactor, also for requests that come too late |
 //! | [`registry`] | names of handlers |
 //! | [`memory`] | the model handler: blocks in memory |
+//! | [`null`] | a handler that does nothing, for measuring |
 //! | [`types`] | operations, statuses, geometry |
 //! | [`external`] | handlers in processes of their own, over shared memory |
 //! | [`layout`] | what lies where in that memory |
@@ -37,6 +38,7 @@ pub mod home;
 #[cfg_attr(loom, allow(dead_code))]
 pub mod layout;
 pub mod memory;
+pub mod null;
 pub mod registry;
 pub mod request;
 pub mod types;

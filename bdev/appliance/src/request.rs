@@ -158,8 +158,9 @@ impl Request {
         self.0.take().expect("a request has its body until it ends")
     }
 
+    /// What it consists of, for those who carry requests about.
     #[inline]
-    fn body(&self) -> &Body {
+    pub fn body(&self) -> &Body {
         self.0.as_ref().expect("a request has its body until it ends")
     }
 

@@ -18,7 +18,7 @@ use reactor::file::{EngineChoice, FileEngine, Files};
 use reactor::net::Network;
 use reactor::park::Parker;
 use reactor::platform::OsPlatform;
-use reactor::reactor::{PollPolicy, ReactorConfig};
+use reactor::reactor::{LoneReactor, PollPolicy, ReactorConfig};
 use reactor::{Clock, Context, Instant, Platform, Reactor, ReactorId};
 
 use super::rng::Rng;
@@ -113,6 +113,8 @@ impl Platform for HostUnderVirtualClock {
 struct Tasks {
     clock: Arc<dyn Clock>,
     spawned: Mutex<Vec<BoxFuture<'static, ()>>>,
+    /// Reactors beside the group that have not begun.
+    starting: Mutex<Vec<LoneReactor>>,
 }
 
 impl Executor for Tasks {
@@ -125,6 +127,11 @@ impl Executor for Tasks {
         let until = clock.now() + duration;
         // Tasks are polled at every step, so nobody needs to be woken.
         Box::pin(std::future::poll_fn(move |_| if clock.now() >= until { Poll::Ready(()) } else { Poll::Pending }))
+    }
+
+    fn start_reactor(&self, reactor: LoneReactor, _: &Arc<dyn Platform>) -> io::Result<()> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner).push(reactor);
+        Ok(())
     }
 }
 
@@ -147,6 +154,8 @@ impl<R> Started<R> {
 /// Reactors, control plane and clock on one thread.
 pub struct World {
     reactors: Vec<Reactor>,
+    /// Reactors beside the group.
+    lone: Vec<Reactor>,
     system: Arc<BdevSystem>,
     tasks: Arc<Tasks>,
     running: Vec<BoxFuture<'static, ()>>,
@@ -175,10 +184,11 @@ impl World {
             reactor.join_group(group.clone());
             IoRuntime::install(reactor.context(), runtime).expect("the bdev layer can be installed");
         }
-        let tasks = Arc::new(Tasks { clock: platform.clock(), spawned: Mutex::default() });
+        let tasks = Arc::new(Tasks { clock: platform.clock(), spawned: Mutex::default(), starting: Mutex::default() });
         let system = BdevSystem::new(group, platform, Arc::clone(&tasks) as Arc<dyn Executor>);
         World {
             reactors,
+            lone: Vec::new(),
             system,
             tasks,
             running: Vec::new(),
@@ -243,10 +253,30 @@ impl World {
             let index = (first + n) % self.reactors.len();
             busy |= self.reactors[index].step().is_busy();
         }
+        busy |= self.step_lone();
         self.running.append(&mut self.tasks.spawned.lock().unwrap_or_else(PoisonError::into_inner));
         let mut task = Task::from_waker(Waker::noop());
         self.running.retain_mut(|running| running.as_mut().poll(&mut task).is_pending());
         (self.after_step)(busy);
+    }
+
+    /// Begins and steps the reactors beside the group; about one in four is passed over, as its thread might be.
+    fn step_lone(&mut self) -> bool {
+        let starting = std::mem::take(&mut *self.tasks.starting.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut busy = !starting.is_empty();
+        self.lone.extend(starting.into_iter().filter_map(|lone| lone.build(self.system.platform())));
+        for reactor in &mut self.lone {
+            if !self.rng.one_in(4) {
+                busy |= reactor.step().is_busy();
+            }
+        }
+        self.lone.retain(|reactor| !reactor.is_stopping());
+        busy
+    }
+
+    /// Reactors beside the group that have not stopped.
+    pub fn lone_reactors(&self) -> usize {
+        self.lone.len()
     }
 
     /// Steps until `is_done`.
@@ -295,14 +325,15 @@ impl World {
         self.step_until("I/O to end", |world| (0..world.reactors.len()).all(|n| world.runtime(n).borrow().is_quiet()));
     }
 
-    /// Checks that everything lent has come back: no channel, no I/O, no buffer is out, and no task is left.
+    /// Checks that everything lent has come back: no channel, no I/O, no buffer is out, and no task or reactor beside the
+    /// group is left.
     ///
     /// # Panics
     /// When something is still out.
     pub fn assert_clean(&mut self) {
         self.step_until("messages between reactors and tasks to end", |world| {
             let quiet = (0..world.reactors.len()).all(|n| !world.reactors[n].step().is_busy());
-            quiet && world.running.is_empty()
+            quiet && world.running.is_empty() && world.lone.is_empty()
         });
         for n in 0..self.reactors.len() {
             let runtime = self.runtime(n);

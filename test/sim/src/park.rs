@@ -78,6 +78,10 @@ impl Parks {
         park.flags.edges.store(true, Ordering::Release);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.parks.len()
+    }
+
     pub(crate) fn is_watched(&self, source: u64) -> bool {
         self.watches.contains_key(&source)
     }

@@ -11,6 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +25,7 @@ use bdev::core::system::Executor;
 use bdev::core::{BdevSystem, IoRuntime, RuntimeConfig};
 use futures_util::future::BoxFuture;
 use reactor::buffer::PoolConfig;
-use reactor::reactor::{PollPolicy, ReactorConfig};
+use reactor::reactor::{LoneReactor, PollPolicy, ReactorConfig};
 use reactor::{Clock, Context, Instant, Platform, Progress, Reactor, ReactorId};
 
 use crate::park::SleepFlags;
@@ -99,6 +100,8 @@ impl Wake for Woken {
 struct Tasks {
     sim: Arc<Sim>,
     spawned: Mutex<Vec<BoxFuture<'static, ()>>>,
+    /// Reactors beside the group that have not begun.
+    starting: Mutex<Vec<LoneReactor>>,
 }
 
 impl Executor for Tasks {
@@ -121,6 +124,11 @@ impl Executor for Tasks {
             Poll::Pending
         }))
     }
+
+    fn start_reactor(&self, reactor: LoneReactor, _: &Arc<dyn Platform>) -> io::Result<()> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner).push(reactor);
+        Ok(())
+    }
 }
 
 /// The result of a task that was started with [`World::spawn`].
@@ -142,6 +150,7 @@ impl<R> std::fmt::Debug for Outcome<R> {
 /// Reactors, control plane and actors over one simulated machine.
 pub struct World {
     view: WorldView,
+    /// The group's first, then those beside it.
     reactors: Vec<Slot>,
     platform: Arc<SimPlatform>,
     system: Arc<BdevSystem>,
@@ -178,7 +187,7 @@ impl World {
             reactor.join_group(group.clone());
             IoRuntime::install(reactor.context(), runtime).expect("the bdev layer can be installed");
         }
-        let tasks = Arc::new(Tasks { sim: Arc::clone(sim), spawned: Mutex::default() });
+        let tasks = Arc::new(Tasks { sim: Arc::clone(sim), spawned: Mutex::default(), starting: Mutex::default() });
         let executor = Arc::clone(&tasks) as Arc<dyn Executor>;
         let system = BdevSystem::new(group, Arc::clone(&platform) as Arc<dyn Platform>, executor);
         let slot = |(index, reactor)| Slot {
@@ -227,7 +236,12 @@ impl World {
 
     /// Number of reactors.
     pub fn reactor_count(&self) -> usize {
-        self.reactors.len()
+        self.config.reactors
+    }
+
+    /// Reactors beside the group that have not stopped.
+    pub fn lone_reactors(&self) -> usize {
+        self.reactors.len() - self.config.reactors
     }
 
     /// A reactor's context, between steps.
@@ -288,7 +302,14 @@ impl World {
         assert!(self.rounds < self.config.rounds, "the run does not end: {}", self.describe());
         // A round takes time, or pollers that wait for a deadline would never see it.
         let mut busy = self.view.sim.advance(100 + self.rng.below(2_000)) > 0;
+        busy |= self.start_lone();
         busy |= self.step_reactors();
+        let stays = |slot: &Slot| !slot.reactor.is_stopping();
+        let mut index = 0;
+        self.reactors.retain(|slot| {
+            index += 1;
+            index <= self.config.reactors || stays(slot)
+        });
         busy |= self.run_tasks();
         for n in 0..self.actors.len() {
             let actor = Rc::clone(&self.actors[n]);
@@ -300,6 +321,24 @@ impl World {
         } else {
             self.jump();
         }
+    }
+
+    /// Begins reactors beside the group.
+    fn start_lone(&mut self) -> bool {
+        let starting = std::mem::take(&mut *self.tasks.starting.lock().unwrap_or_else(PoisonError::into_inner));
+        let platform = self.platform();
+        let mut busy = false;
+        for lone in starting {
+            busy = true;
+            let Some(reactor) = lone.build(&platform) else { continue };
+            let flags = {
+                let state = self.view.sim.lock();
+                // Its parker is the newest.
+                Arc::clone(state.parks.flags(state.parks.len() - 1))
+            };
+            self.reactors.push(Slot { reactor, flags, asleep: None, stalled_until: Instant(0) });
+        }
+        busy
     }
 
     fn step_reactors(&mut self) -> bool {
@@ -435,13 +474,14 @@ impl World {
     pub fn assert_clean(&mut self) {
         self.run_until("everything to come to rest", |world| {
             world.running.is_empty()
-                && (0..world.reactors.len()).all(|n| {
+                && world.lone_reactors() == 0
+                && (0..world.config.reactors).all(|n| {
                     let runtime = world.runtime(n);
                     let mut runtime = runtime.borrow_mut();
                     runtime.is_quiet() && runtime.pool().is_whole() && runtime.channel_refs().is_empty()
                 })
         });
-        for n in 0..self.reactors.len() {
+        for n in 0..self.config.reactors {
             self.runtime(n).borrow().assert_whole();
         }
     }
@@ -451,8 +491,6 @@ impl World {
         let now = self.view.sim.now();
         let mut out = format!("{} rounds, {} tasks of the control plane", self.rounds, self.running.len());
         for n in 0..self.reactors.len() {
-            let runtime = self.runtime(n);
-            let mut runtime = runtime.borrow_mut();
             let slot = &self.reactors[n];
             let state = match slot.asleep {
                 Some(None) => "asleep".to_string(),
@@ -460,6 +498,12 @@ impl World {
                 None if slot.stalled_until > now => "stalled".to_string(),
                 None => "awake".to_string(),
             };
+            if n >= self.config.reactors {
+                out.push_str(&format!("\n  reactor beside the group: {state}"));
+                continue;
+            }
+            let runtime = self.runtime(n);
+            let mut runtime = runtime.borrow_mut();
             let (quiet, refs) = (runtime.is_quiet(), runtime.channel_refs());
             out.push_str(&format!("\n  reactor {n}: {state}, quiet {quiet}, channels {refs:?}, {:?}", runtime.pool()));
         }

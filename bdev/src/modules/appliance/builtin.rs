@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use appliance::memory::Memory;
+use appliance::null::Null;
 use appliance::{Handler, Making};
 use futures_util::future::BoxFuture;
 
@@ -34,8 +35,10 @@ pub struct Builtin {
 }
 
 /// Every built-in handler.
-pub const BUILTIN: &[Builtin] =
-    &[Builtin { name: "memory", make: |maker| Box::pin(async move { plain(&maker, Memory::make) }) }];
+pub const BUILTIN: &[Builtin] = &[
+    Builtin { name: "memory", make: |maker| Box::pin(async move { plain(&maker, Memory::make) }) },
+    Builtin { name: "null", make: |maker| Box::pin(async move { plain(&maker, Null::make) }) },
+];
 
 /// Makes a handler that needs nothing of the bdev layer.
 fn plain(maker: &Maker, make: appliance::registry::Make) -> Result<Arc<dyn Handler>, BdevError> {

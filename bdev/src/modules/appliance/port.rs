@@ -46,7 +46,7 @@ pub trait Port {
     ///
     /// # Errors
     /// The body, when there is no room now: it is sent again after something has come home.
-    fn send(&mut self, body: Box<Body>) -> Result<(), Box<Body>>;
+    fn send(&mut self, body: Box<Body>, now: Instant) -> Result<(), Box<Body>>;
 
     /// Bodies were sent in this poll: wake the other side if it sleeps.
     fn flush(&mut self);
@@ -69,8 +69,9 @@ pub trait Port {
     /// Asks the handler to end a request early. It may take no notice.
     fn abort(&mut self, request: RequestId);
 
-    /// Asks the handler to end early whatever it can.
-    fn reset(&mut self);
+    /// Asks the handler to end early whatever it can, and not to begin any more with requests of ids below `before`: these
+    /// are given up 500 ms from now.
+    fn reset(&mut self, before: RequestId);
 
     /// The device has another size.
     fn resized(&mut self, geometry: &Geometry) {

@@ -1,0 +1,23 @@
+//! From the parameter `handler` to a backend.
+
+use std::sync::Arc;
+
+use super::builtin::{self, Maker};
+use super::inline::OnReactors;
+use super::port::Backend;
+use super::settings::Settings;
+use super::workers::Workers;
+use crate::core::{BdevError, BdevSystem};
+
+/// Starts whoever will do the I/O of the device `bdev`.
+///
+/// # Errors
+/// [`BdevError::Invalid`] for a handler that there is not; else as the handler says.
+pub async fn start(system: &Arc<BdevSystem>, bdev: &str, settings: &Settings) -> Result<Arc<dyn Backend>, BdevError> {
+    let maker = Maker { system: Arc::clone(system), bdev: bdev.to_string(), settings: settings.clone() };
+    let handler = builtin::make(maker).await?;
+    if settings.workers == 0 {
+        return Ok(OnReactors::new(bdev, handler, settings)?);
+    }
+    Ok(Workers::start(system, bdev, handler, settings).await?)
+}
