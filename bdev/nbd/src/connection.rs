@@ -596,10 +596,9 @@ impl Connection {
                 }
                 self.operate(slot, piece, Op::Read, self.piece_offset(slot, piece), wanted as u64, bufs);
             }
-            State::Write { left, piece, filled, .. } => {
+            State::Write { left, piece, .. } => {
                 *left -= wanted as u32;
                 *piece = bufs;
-                *filled = 0;
             }
             _ => unreachable!("only reads and writes want memory"),
         }
@@ -619,6 +618,7 @@ impl Connection {
         }
         let (slot, number, bufs) = (*slot, *next, std::mem::take(piece));
         *next += 1;
+        *filled = 0;
         if *left == 0 {
             self.slots[slot as usize].issued = true;
             self.state = State::Request;

@@ -28,3 +28,6 @@ pub mod output;
 pub mod rpc;
 pub mod system;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;
