@@ -63,8 +63,8 @@ pub struct Controller {
     identity: Option<Box<IdentifyController>>,
     error: Option<Error>,
     lost: Vec<u64>,
-    /// The association is to be given up with the next poll.
-    resets: bool,
+    /// The association is to be given up with the next poll: for this reason, and at once or as after any loss.
+    resets: Option<(Error, bool)>,
 }
 
 impl fmt::Debug for Controller {
@@ -95,7 +95,7 @@ impl Controller {
             identity: None,
             error: None,
             lost: Vec::new(),
-            resets: false,
+            resets: None,
         }
     }
 
@@ -192,9 +192,11 @@ impl Controller {
     /// Does what there is to do; whether that was anything. Failures are told by [`state`](Self::state) and
     /// [`error`](Self::error).
     pub fn poll(&mut self, now: Instant, watches: &mut dyn Watches) -> bool {
-        if self.resets {
-            self.resets = false;
-            self.lose(Error::Transport("the controller was reset".into()), now, watches);
+        if let Some((error, at_once)) = self.resets.take() {
+            self.lose(error, now, watches);
+            if at_once && matches!(self.state, State::Waiting(_)) {
+                self.state = State::Waiting(now);
+            }
             return true;
         }
         match self.state {
@@ -236,7 +238,7 @@ impl Controller {
             Stage::Live if self.state == State::Connecting => {
                 self.state = State::Live;
                 self.identity.clone_from(&association.identity);
-                self.recovery.recovered();
+                self.recovery.recovered(now);
                 self.was_live = true;
                 self.error = None;
                 self.epoch += 1;
@@ -279,9 +281,18 @@ impl Controller {
         association.close(watches, &mut |user, _| lost.push(user));
     }
 
+    /// An I/O queue has failed: the controller is given up, and comes back as after any other loss.
+    pub fn fail(&mut self, error: Error) {
+        if self.state == State::Live && self.resets.is_none() {
+            self.resets = Some((error, false));
+        }
+    }
+
     /// Gives the connection up and makes a new one at once, if the options allow it.
     pub fn reset(&mut self) {
-        self.resets |= matches!(self.state, State::Live | State::Connecting);
+        if matches!(self.state, State::Live | State::Connecting) {
+            self.resets = Some((Error::Transport("the controller was reset".into()), true));
+        }
         if let State::Waiting(at) = &mut self.state {
             *at = Instant(0);
         }
@@ -327,7 +338,8 @@ impl Controller {
     /// Whether polling now can do something. Otherwise there is nothing to do before the next [`ready`](Self::ready) or
     /// [`deadline`](Self::deadline).
     pub fn has_work(&self) -> bool {
-        self.resets || self.association.as_ref().is_some_and(Association::has_work) && self.state != State::Down
+        self.resets.is_some()
+            || self.association.as_ref().is_some_and(Association::has_work) && self.state != State::Down
     }
 
     /// When it wants to be polled even if nothing was announced.

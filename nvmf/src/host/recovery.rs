@@ -85,6 +85,8 @@ pub enum Next {
 pub struct Recovery {
     policy: ReconnectPolicy,
     lost_at: Option<Instant>,
+    /// When it came back last.
+    back_at: Option<Instant>,
     attempts: u32,
     gave_up: bool,
 }
@@ -92,7 +94,7 @@ pub struct Recovery {
 impl Recovery {
     /// Nothing is lost yet.
     pub fn new(policy: ReconnectPolicy) -> Recovery {
-        Recovery { policy, lost_at: None, attempts: 0, gave_up: false }
+        Recovery { policy, lost_at: None, back_at: None, attempts: 0, gave_up: false }
     }
 
     /// The controller was lost, or an attempt to have it back has failed.
@@ -111,7 +113,9 @@ impl Recovery {
         }
         self.attempts = self.attempts.saturating_add(1);
         if first {
-            return Next::TryAt(now);
+            // One that is lost as soon as it is back must not be connected in a circle.
+            let soonest = self.back_at.map_or(now, |back_at| back_at + self.policy.reconnect_delay);
+            return Next::TryAt(now.max(soonest));
         }
         let doubled = self.policy.reconnect_delay.saturating_mul(1 << (self.attempts - 2).min(16));
         let at = now + doubled.min(self.policy.reconnect_delay_max.max(self.policy.reconnect_delay));
@@ -122,8 +126,8 @@ impl Recovery {
     }
 
     /// The controller is back.
-    pub fn recovered(&mut self) {
-        (self.lost_at, self.attempts, self.gave_up) = (None, 0, false);
+    pub fn recovered(&mut self, now: Instant) {
+        (self.lost_at, self.back_at, self.attempts, self.gave_up) = (None, Some(now), 0, false);
     }
 
     /// When it was lost.
@@ -177,8 +181,10 @@ mod tests {
         assert_eq!(recovery.failed(at(105)), Next::TryAt(at(108)));
         assert_eq!(recovery.failed(at(108)), Next::GiveUp);
         assert!(recovery.has_given_up(at(110)));
-        recovery.recovered();
+        recovery.recovered(at(198));
         assert!(!recovery.fails_io(at(200)));
+        assert_eq!(recovery.failed(at(199)), Next::TryAt(at(201)));
+        recovery.recovered(at(150));
         assert_eq!(recovery.failed(at(200)), Next::TryAt(at(200)));
     }
 

@@ -6,6 +6,7 @@
 
 pub mod disk;
 pub mod host;
+pub mod initiator;
 pub mod load;
 pub mod model;
 pub mod net;
