@@ -13,6 +13,7 @@
 //!            word 16   target_sleeps   the target's reactor is about to sleep: ring its     target: 1, process: 0
 //!            word 32   aborts_posted   how often the target has written to `aborts`         target
 //!            word 48   resets_posted   how often the device was reset                       target
+//!            word 49   reset_before    the last reset is for requests of smaller ids         target
 //!
 //! aborts     word s    id of the request in slot `s` that the target wants back; 0: none    target
 //!
@@ -23,12 +24,12 @@
 //!            word 4    blocks
 //!            word 5    nanoseconds until its deadline; all ones: none
 //!            word 6    first block to copy from
-//!            word 7    0
+//!            word 7    1: the process is to measure how long its handler has it; 0
 //!
 //! completion word 0    sequence: position + 1, written last                                 process
 //!            word 1    id of the request
 //!            word 2    bits 0-15 slot, 16-31 status, 32-63 payload bytes that were moved
-//!            word 3    0
+//!            word 3    nanoseconds for which the handler had it, if that was to be measured; 0
 //! ```
 //!
 //! A ring has no head and no tail in shared memory: each side counts its own positions, and an entry is there when its
@@ -50,6 +51,8 @@ pub(crate) const TARGET_SLEEPS: usize = 16;
 pub(crate) const ABORTS_POSTED: usize = 32;
 /// See [`PROCESS_SLEEPS`].
 pub(crate) const RESETS_POSTED: usize = 48;
+/// See [`PROCESS_SLEEPS`].
+pub(crate) const RESET_BEFORE: usize = 49;
 
 const PAGE: usize = 4096;
 const CONTROL_BYTES: usize = PAGE;
@@ -62,7 +65,7 @@ const WORD: usize = 8;
 /// Lanes at most: what one Unix socket can have descriptors of in flight.
 pub const MAX_LANES: u32 = 64;
 /// Requests in a lane at most; a slot has to fit its field.
-pub const MAX_DEPTH: u32 = 4096;
+pub const MAX_DEPTH: u32 = 16_384;
 /// Payload bytes of a slot at most.
 pub const MAX_SLOT_BYTES: u32 = 16 << 20;
 /// Bytes of a session's memory at most.
@@ -204,6 +207,8 @@ pub struct Submission {
     pub timeout_ns: u64,
     /// First block to copy from.
     pub source_lba: u64,
+    /// Whether [`Completed::handler_ns`] is wanted.
+    pub measured: bool,
 }
 
 impl Submission {
@@ -211,12 +216,12 @@ impl Submission {
     pub(crate) fn encode(&self) -> [u64; SUBMISSION_WORDS - 1] {
         let word =
             u64::from(self.op) | u64::from(self.flags) << 8 | u64::from(self.slot) << 16 | u64::from(self.bytes) << 32;
-        [self.id, word, self.lba, self.blocks, self.timeout_ns, self.source_lba, 0]
+        [self.id, word, self.lba, self.blocks, self.timeout_ns, self.source_lba, self.measured.into()]
     }
 
     /// From the words behind the sequence.
     pub(crate) fn decode(words: [u64; SUBMISSION_WORDS - 1]) -> Submission {
-        let [id, word, lba, blocks, timeout_ns, source_lba, _] = words;
+        let [id, word, lba, blocks, timeout_ns, source_lba, measured] = words;
         Submission {
             id,
             op: word as u8,
@@ -227,6 +232,7 @@ impl Submission {
             blocks,
             timeout_ns,
             source_lba,
+            measured: measured != 0,
         }
     }
 }
@@ -242,18 +248,20 @@ pub struct Completed {
     pub status: u16,
     /// Payload bytes that were moved.
     pub bytes: u32,
+    /// How long the handler had it; 0: not measured.
+    pub handler_ns: u64,
 }
 
 impl Completed {
     /// Its words behind the sequence.
     pub(crate) fn encode(&self) -> [u64; COMPLETION_WORDS - 1] {
-        [self.id, u64::from(self.slot) | u64::from(self.status) << 16 | u64::from(self.bytes) << 32, 0]
+        [self.id, u64::from(self.slot) | u64::from(self.status) << 16 | u64::from(self.bytes) << 32, self.handler_ns]
     }
 
     /// From the words behind the sequence.
     pub(crate) fn decode(words: [u64; COMPLETION_WORDS - 1]) -> Completed {
-        let [id, word, _] = words;
-        Completed { id, slot: word as u16, status: (word >> 16) as u16, bytes: (word >> 32) as u32 }
+        let [id, word, handler_ns] = words;
+        Completed { id, slot: word as u16, status: (word >> 16) as u16, bytes: (word >> 32) as u32, handler_ns }
     }
 }
 
@@ -263,13 +271,13 @@ mod tests {
 
     #[test]
     fn nothing_overlaps_and_all_of_it_is_inside() {
-        for (lanes, depth, slot_bytes) in [(1, 1, 1), (1, 128, 131_072), (3, 100, 5000), (2, 4096, 4096)] {
+        for (lanes, depth, slot_bytes) in [(1, 1, 1), (1, 128, 131_072), (3, 100, 5000), (2, MAX_DEPTH, 4096)] {
             let shape = Shape::new(lanes, depth, slot_bytes).unwrap();
             let mut end = 0;
             for lane in 0..lanes {
                 let (base, words) = shape.words(lane);
                 assert_eq!((base, base % PAGE), (end, 0));
-                const { assert!(RESETS_POSTED < CONTROL_BYTES / WORD) };
+                const { assert!(RESET_BEFORE < CONTROL_BYTES / WORD) };
                 assert_eq!(shape.abort_word(0), CONTROL_BYTES / WORD);
                 assert_eq!(shape.abort_word(shape.depth() - 1) + 1, shape.submissions());
                 let last = shape.completions() + shape.depth() as usize * COMPLETION_WORDS;
@@ -307,9 +315,10 @@ mod tests {
             blocks: 9,
             timeout_ns: NO_TIMEOUT,
             source_lba: 77,
+            measured: true,
         };
         assert_eq!(Submission::decode(submission.encode()), submission);
-        let completed = Completed { id: 1 << 63, slot: 0xffff, status: 0xabcd, bytes: u32::MAX };
+        let completed = Completed { id: 1 << 63, slot: 0xffff, status: 0xabcd, bytes: u32::MAX, handler_ns: 5 };
         assert_eq!(Completed::decode(completed.encode()), completed);
     }
 }

@@ -6,6 +6,7 @@
 //! | [`port`] | the seams: [`Backend`], one a device, and [`Port`](port::Port), one a channel |
 //! | [`workers`] | handlers on threads of their own |
 //! | [`inline`] | handlers on the reactors |
+//! | [`external`] | handlers in other processes |
 //! | [`source`] | from the parameter `handler` to a backend |
 //! | [`builtin`] | handlers by name |
 //! | [`settings`] | what `bdev_appliance_create` was asked for |
@@ -19,6 +20,7 @@
 
 pub mod builtin;
 mod channel;
+pub mod external;
 pub mod inline;
 pub mod port;
 pub mod rpc;
@@ -274,6 +276,13 @@ const SUBJECTS: &[Subject] = &[
                 (settings.workers, settings.placement) = (2, settings::Placement::Queue);
             }))
         },
+        resize: Some(conformance_resize),
+    },
+    Subject {
+        label: "appliance-external",
+        block_sizes: &[512, 4096],
+        forgets: false,
+        make: |system, spec| Box::pin(external::conformance_make(system, spec)),
         resize: Some(conformance_resize),
     },
 ];

@@ -29,7 +29,9 @@ use super::ring::{Words, announce, must_ring, retract};
 use super::session::{Ends, Session};
 use super::target::{Inner, OnDisconnect, Target};
 use crate::abi;
-use crate::layout::{ABORTS_POSTED, Completed, NO_TIMEOUT, PROCESS_SLEEPS, RESETS_POSTED, Submission, TARGET_SLEEPS};
+use crate::layout::{
+    ABORTS_POSTED, Completed, NO_TIMEOUT, PROCESS_SLEEPS, RESET_BEFORE, RESETS_POSTED, Submission, TARGET_SLEEPS,
+};
 use crate::request::{Body, Fault, NO_DEADLINE, RequestId};
 use crate::types::{IoStatus, Op};
 
@@ -135,6 +137,7 @@ impl Lane {
             blocks: body.blocks,
             timeout_ns,
             source_lba,
+            measured: body.sampled,
         };
         attached.ends.submissions.push(&attached.words, submission.encode());
         self.order += 1;
@@ -200,6 +203,12 @@ impl Lane {
                 IoStatus::Failed
             }
         };
+        if body.sampled {
+            // The process's clock is another one: what is not the handler's time counts as time in the rings.
+            let all = now.nanos_since(body.sent);
+            body.done = now;
+            body.picked = Instant(now.0 - done.handler_ns.min(all).min(now.0));
+        }
         if body.status.is_success() && done.bytes != body.payload_bytes {
             body.home.report(&body, Fault::WrongLength { said_bytes: done.bytes.into() });
             self.target.count_lie();
@@ -289,15 +298,21 @@ impl Lane {
         }
     }
 
-    /// The device is being reset or removed: what waits for a process ends, and the process is told to end what it can.
-    pub fn reset(&mut self) {
-        while let Some(body) = self.waiting.pop_front() {
-            self.end(body, IoStatus::Aborted);
+    /// The device is being reset or removed: of the requests with ids below `before`, what waits for a process ends, and the
+    /// process is told to end what it can.
+    pub fn reset(&mut self, before: RequestId) {
+        for body in std::mem::take(&mut self.waiting) {
+            if body.id < before {
+                self.end(body, IoStatus::Aborted);
+            } else {
+                self.waiting.push_back(body);
+            }
         }
         for held in self.slots.iter_mut().flatten() {
-            held.aborted = true;
+            held.aborted |= held.body.id < before;
         }
         if let Some(attached) = &self.attached {
+            attached.words.store(RESET_BEFORE, before.0, Ordering::Release);
             attached.words.add(RESETS_POSTED, 1, Ordering::Release);
             self.unrung = true;
         }
@@ -359,7 +374,7 @@ impl Lane {
                 attached.session.end();
             }
         }
-        self.reset();
+        self.reset(RequestId(u64::MAX));
         let held = self.slots.iter_mut().filter_map(Option::take).map(|held| held.body);
         for mut body in held.chain(std::mem::take(&mut self.ended)) {
             body.status = IoStatus::Aborted;

@@ -38,6 +38,8 @@ pub struct ServeOptions {
     pub cores: Vec<usize>,
     /// How long a worker looks for more work before it sleeps.
     pub spin: Duration,
+    /// Ends with the first device: when it is deleted, or its target ends. Otherwise [`serve`] waits for the next target.
+    pub until_gone: bool,
     /// The handler's own options: an object.
     pub options: Value,
 }
@@ -45,7 +47,7 @@ pub struct ServeOptions {
 impl Default for ServeOptions {
     fn default() -> Self {
         let options = Value::Object(serde_json::Map::new());
-        ServeOptions { workers: 1, cores: Vec::new(), spin: Duration::from_micros(50), options }
+        ServeOptions { workers: 1, cores: Vec::new(), spin: Duration::from_micros(50), until_gone: false, options }
     }
 }
 
@@ -130,9 +132,12 @@ impl Server<'_> {
                 Ok(socket) => match self.greet(socket)? {
                     Greeting::Session(socket, welcome, lanes) => {
                         said.clear();
-                        self.session(&socket, &welcome, lanes, make)?;
+                        let gone = self.session(&socket, &welcome, lanes, make)?;
                         drop(socket);
                         self.drain();
+                        if gone && self.options.until_gone {
+                            return Ok(());
+                        }
                         continue;
                     }
                     Greeting::Again(why) => why,
@@ -231,14 +236,14 @@ impl Server<'_> {
         Ok(Greeting::Session(socket, welcome, lanes))
     }
 
-    /// Serves one session until its end.
+    /// Serves one session until its end. Whether the device is gone with it.
     fn session(
         &mut self,
         socket: &OwnedFd,
         welcome: &Welcome,
         lanes: Vec<NewLane>,
         make: &mut MakeHandler<'_>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         if let Err(error) = self.prepare(welcome, make) {
             let _ = wire::send(socket, &Message::Unable { text: error.to_string() }, &[]);
             return Err(error);
@@ -263,9 +268,8 @@ impl Server<'_> {
                 std::thread::yield_now();
             }
         }
-        if wire::send(socket, &Message::Ready, &[]).is_err() {
-            return Ok(());
-        }
+        // Should that fail, the reason is in what the target has said before.
+        let _ = wire::send(socket, &Message::Ready, &[]);
         tracing::info!(bdev = &*team.bdev, handler = team.handler.name(), "serving");
         loop {
             let heard = self.next(socket);
@@ -274,30 +278,30 @@ impl Server<'_> {
                 Ok(Some((Message::Resize { ticket, num_blocks }, _))) => {
                     let text = team.resize(num_blocks).err().map(|error| error.to_string()).unwrap_or_default();
                     if wire::send(socket, &Message::Resized { ticket, text }, &[]).is_err() {
-                        return Ok(());
+                        return Ok(false);
                     }
                 }
                 Ok(Some((Message::Gone, _))) => {
                     tracing::info!(bdev = &*team.bdev, "the device was deleted, or its target ended");
-                    return Ok(());
+                    return Ok(true);
                 }
                 Ok(Some((Message::Refused { text, .. }, _))) => {
                     tracing::error!(bdev = &*team.bdev, "the target has cut the connection: {text}");
-                    return Ok(());
+                    return Ok(false);
                 }
                 Ok(Some((message, _))) => {
                     tracing::error!(bdev = &*team.bdev, "the target said {message:?} out of turn");
-                    return Ok(());
+                    return Ok(false);
                 }
                 Ok(None) => {
                     if !self.stop.is_set() {
                         tracing::warn!(bdev = &*team.bdev, "the connection to the target has ended");
                     }
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(error) => {
                     tracing::warn!(bdev = &*team.bdev, "the connection to the target failed: {error}");
-                    return Ok(());
+                    return Ok(false);
                 }
             }
         }

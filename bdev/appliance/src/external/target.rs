@@ -156,6 +156,8 @@ pub(super) struct Inner {
     one_resize: Mutex<()>,
     stop: OwnedFd,
     stopping: AtomicBool,
+    /// Identity of the socket's file, so that no other's is removed at the end.
+    file: (u64, u64),
     clock: Arc<dyn Clock>,
     counters: Counters,
     log: Limiter,
@@ -246,13 +248,14 @@ impl Target {
             resized: Condvar::new(),
             one_resize: Mutex::default(),
             stop: bell()?,
+            file,
             stopping: AtomicBool::new(false),
             clock,
             counters: Counters::default(),
             log: Limiter::default(),
             options,
         });
-        let control = Control { inner: Arc::clone(&inner), listener, file, peer: None, ticket: 0 };
+        let control = Control { inner: Arc::clone(&inner), listener, peer: None, ticket: 0 };
         let thread = std::thread::Builder::new().name("appliance".into()).spawn(move || control.run())?;
         Ok(Target { inner, thread: Mutex::new(Some(thread)) })
     }
@@ -328,11 +331,23 @@ impl Target {
         })
     }
 
-    /// Ends the session, tells the process that the device is gone, and takes the socket away. Idempotent.
-    pub fn close(&self) {
-        self.inner.stopping.store(true, Ordering::Release);
+    /// Begins to end: the path is free at once, the rest follows; see [`Target::close`], which also waits.
+    pub fn stop(&self) {
+        // Once: a file made since may well have the identity of the one that was removed.
+        if self.inner.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let path = &self.inner.options.path;
+        if std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == self.inner.file) {
+            let _ = std::fs::remove_file(path);
+        }
         // The counter of an eventfd of this process's own has room for this.
         let _ = rustix::io::write(&self.inner.stop, &1u64.to_ne_bytes());
+    }
+
+    /// Ends the session, tells the process that the device is gone, and takes the socket away. Idempotent.
+    pub fn close(&self) {
+        self.stop();
         let thread = lock(&self.thread).take();
         if let Some(thread) = thread
             && thread.join().is_err()
@@ -413,7 +428,6 @@ impl Peer {
 struct Control {
     inner: Arc<Inner>,
     listener: OwnedFd,
-    file: (u64, u64),
     peer: Option<Peer>,
     ticket: u64,
 }
@@ -433,10 +447,6 @@ impl Control {
             let _ = wire::send(peer.socket(), &Message::Gone, &[]);
         }
         self.drop_peer();
-        let path = &self.inner.options.path;
-        if std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == self.file) {
-            let _ = std::fs::remove_file(path);
-        }
     }
 
     /// Sleeps until something is there.

@@ -29,8 +29,8 @@ use crate::abi;
 use crate::handler::{Batch, Handler, Worker, WorkerCx};
 use crate::home::RingHome;
 use crate::layout::{
-    ABORTS_POSTED, COMPLETION_WORDS, Completed, NO_TIMEOUT, PROCESS_SLEEPS, RESETS_POSTED, SUBMISSION_WORDS,
-    Submission, TARGET_SLEEPS,
+    ABORTS_POSTED, COMPLETION_WORDS, Completed, NO_TIMEOUT, PROCESS_SLEEPS, RESET_BEFORE, RESETS_POSTED,
+    SUBMISSION_WORDS, Submission, TARGET_SLEEPS,
 };
 use crate::request::{Body, Fault, Home, NO_DEADLINE, Request, RequestId, lend_home, take_home};
 use crate::types::{IoStatus, Op};
@@ -133,6 +133,7 @@ impl Lane {
         body.blocks = submission.blocks;
         body.payload_bytes = submission.bytes;
         body.status = IoStatus::Success;
+        (body.sampled, body.picked) = (submission.measured, now);
         body.deadline = match submission.timeout_ns {
             NO_TIMEOUT => NO_DEADLINE,
             timeout_ns => Instant(now.0.saturating_add(timeout_ns).min(NO_DEADLINE.0 - 1)),
@@ -185,6 +186,7 @@ impl Lane {
             slot: body.slot as u16,
             status: abi::encode_status(body.status),
             bytes: body.payload_bytes,
+            handler_ns: if body.sampled { body.done.nanos_since(body.picked) } else { 0 },
         };
         self.completions.push(&self.new.words, completed.encode());
     }
@@ -369,7 +371,11 @@ impl Shell {
             if resets != lane.resets_seen {
                 lane.resets_seen = resets;
                 busy = true;
-                self.batch.complete_all(IoStatus::Aborted);
+                let before = lane.new.words.load(RESET_BEFORE, Ordering::Acquire);
+                let ids: Vec<_> = lane.out.iter().copied().filter(|&id| id != 0 && id < before).collect();
+                for request in ids.into_iter().filter_map(|id| self.batch.remove(RequestId(id))) {
+                    request.complete(IoStatus::Aborted);
+                }
                 self.run(|worker, _| worker.reset());
             }
         }

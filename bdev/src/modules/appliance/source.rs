@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::builtin::{self, Maker};
+use super::external::{External, PREFIX};
 use super::inline::OnReactors;
 use super::port::Backend;
 use super::settings::Settings;
@@ -14,6 +15,9 @@ use crate::core::{BdevError, BdevSystem};
 /// # Errors
 /// [`BdevError::Invalid`] for a handler that there is not; else as the handler says.
 pub async fn start(system: &Arc<BdevSystem>, bdev: &str, settings: &Settings) -> Result<Arc<dyn Backend>, BdevError> {
+    if settings.handler.starts_with(PREFIX) {
+        return Ok(External::start(system, bdev, settings)?);
+    }
     let maker = Maker { system: Arc::clone(system), bdev: bdev.to_string(), settings: settings.clone() };
     let handler = builtin::make(maker).await?;
     if settings.workers == 0 {

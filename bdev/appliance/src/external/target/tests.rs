@@ -271,7 +271,7 @@ impl Rogue {
     }
 
     fn honest(submission: &Submission) -> Completed {
-        Completed { id: submission.id, slot: submission.slot, status: 0, bytes: submission.bytes }
+        Completed { id: submission.id, slot: submission.slot, status: 0, bytes: submission.bytes, handler_ns: u64::MAX }
     }
 }
 
@@ -373,7 +373,7 @@ fn lies_are_counted_and_change_nothing() {
         Completed { id: 0, ..honest },
         Completed { slot: honest.slot + 1, ..honest },
         Completed { slot: DEPTH as u16, ..honest },
-        Completed { slot: u16::MAX, id: u64::MAX, status: u16::MAX, bytes: u32::MAX },
+        Completed { slot: u16::MAX, id: u64::MAX, status: u16::MAX, bytes: u32::MAX, handler_ns: 0 },
     ];
     for lie in lies {
         rogue.answer(lie);
@@ -530,7 +530,7 @@ fn an_abort_ends_what_waits_and_reaches_the_process() {
     world.lane().flush();
     assert_eq!(world.wait(ids[1]).0, IoStatus::Aborted);
     assert_eq!(world.lane().len(), 2);
-    world.lane().reset();
+    world.lane().reset(RequestId(u64::MAX));
     world.lane().flush();
     for id in [ids[0], ids[2]] {
         assert_eq!(world.wait(id).0, IoStatus::Aborted);
