@@ -533,7 +533,7 @@ impl Connection {
         }
         let block = u64::from(facts.block_size);
         let length = u64::from(request.length);
-        if length == 0 || request.length > limit || request.offset % block != 0 || length % block != 0 {
+        if length == 0 || request.length > limit || !(request.offset | length).is_multiple_of(block) {
             return Err(NbdError::Inval);
         }
         match request.offset.checked_add(length) {
