@@ -9,6 +9,7 @@
 //! | [`external`] | handlers in other processes |
 //! | [`source`] | from the parameter `handler` to a backend |
 //! | [`builtin`] | handlers by name |
+//! | [`log`] | the log-structured store |
 //! | [`settings`] | what `bdev_appliance_create` was asked for |
 //! | [`stats`] | counters and histograms |
 //! | [`rpc`] | the methods |
@@ -22,6 +23,7 @@ pub mod builtin;
 mod channel;
 pub mod external;
 pub mod inline;
+pub mod log;
 pub mod port;
 pub mod rpc;
 pub mod settings;
