@@ -1,10 +1,15 @@
 //! The `ringstone` command: the appliance (`serve`) and its tools.
 #![forbid(unsafe_code)]
 
+mod bdevperf;
 mod defaults;
+mod discover;
 mod executor;
+mod identify;
+mod load;
 mod logging;
 mod perf;
+mod remote;
 mod rpc_command;
 mod serve;
 mod state;
@@ -27,14 +32,23 @@ enum Command {
     Serve(serve::Options),
     /// Call a JSON-RPC method of a running appliance, or list the methods.
     Rpc(rpc_command::Options),
-    /// Put a load on a namespace over NVMe-oF and report its speed.
+    /// Show what a controller and its namespaces are.
+    Identify(identify::Options),
+    /// Show what a discovery service knows.
+    Discover(discover::Options),
+    /// Put a load on namespaces over NVMe-oF and report its speed.
     Perf(perf::Options),
+    /// Put a load on a bdev in this process and report its speed.
+    Bdevperf(bdevperf::Options),
 }
 
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(options) => serve::main(&options),
         Command::Rpc(options) => rpc_command::main(&options),
+        Command::Identify(options) => identify::main(&options),
+        Command::Discover(options) => discover::main(&options),
         Command::Perf(options) => perf::main(&options),
+        Command::Bdevperf(options) => bdevperf::main(&options),
     }
 }

@@ -1,0 +1,214 @@
+//! `ringstone bdevperf`: the load of `perf` on a bdev in this process, without a network between.
+//!
+//! The bdevs are those of a configuration file, as `serve --config` takes it; of its other parts nothing is made. The load
+//! runs on one reactor that never sleeps, on a channel like any client's.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+
+use bdev::core::runtime::SharedRuntime;
+use bdev::core::{
+    BdevEvent, BdevInfo, BdevSystem, ChannelId, ClientId, Completion, IoRequest, IoRuntime, IoStatus, Op, RuntimeConfig,
+};
+use bdev::rpc::{BdevConfig, IobufConfig};
+use futures_util::future::BoxFuture;
+use reactor::file::EngineChoice;
+use reactor::platform::OsPlatform;
+use reactor::reactor::{PollPolicy, ReactorConfig, ReactorThreads};
+use reactor::{Buffers, Context, Instant, Platform, ReactorHandle, ReactorId, Schedule};
+use rpc::config::{Config, OnError};
+use rpc::{Host, KillSignal, Table};
+use schema::RpcError;
+
+use crate::executor::TokioExecutor;
+use crate::load::engine::{Command, Device, Done, Engine, Live, Ready, Report, Volume};
+use crate::load::{self, LoadOptions};
+
+/// Options of `ringstone bdevperf`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Options {
+    /// Configuration that makes the bdevs, as save_config writes it.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The bdev to put the load on.
+    #[arg(long, value_name = "NAME")]
+    bdev: String,
+    #[command(flatten)]
+    load: LoadOptions,
+}
+
+struct BdevDevice {
+    bdev: Arc<BdevInfo>,
+    runtime: SharedRuntime,
+    client: ClientId,
+    channel: Option<ChannelId>,
+    depth: usize,
+    done: Vec<Completion>,
+    gone: Arc<AtomicBool>,
+}
+
+impl Device for BdevDevice {
+    fn set_up(&mut self, _cx: &mut Context) -> Result<Option<Ready>, String> {
+        let channel = self.runtime.borrow_mut().get_channel(&self.bdev);
+        let name = self.bdev.name();
+        self.channel = Some(channel.map_err(|e| format!("'{name}' cannot be used: {e}"))?);
+        let geometry = self.bdev.device().geometry();
+        let volume = Volume { number: 1, blocks: geometry.num_blocks, block_bytes: geometry.block_size };
+        Ok(Some(Ready { volumes: vec![volume], lanes: 1, depth: self.depth, max_bytes: None }))
+    }
+
+    fn tend(&mut self, _cx: &mut Context) -> Result<bool, String> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(format!("'{}' is being removed: what it is made of is gone", self.bdev.name()));
+        }
+        Ok(false)
+    }
+
+    fn poll(&mut self, _lane: usize, cx: &mut Context, done: &mut Vec<Done>) -> Result<bool, String> {
+        let mut runtime = self.runtime.borrow_mut();
+        runtime.set_now(cx.now());
+        runtime.take_completions(self.client, &mut self.done);
+        for mut completion in self.done.drain(..) {
+            let (tag, status, data) = (completion.user(), completion.status(), completion.take_bufs());
+            runtime.recycle(completion);
+            let error = (status != IoStatus::Success).then(|| format!("{status:?}").into());
+            done.push(Done { tag, data, error });
+        }
+        // Whoever measures never sleeps.
+        Ok(true)
+    }
+
+    #[inline]
+    fn submit(&mut self, _lane: usize, command: Command, _now: Instant) {
+        let op = if command.is_write { Op::Write { fua: false } } else { Op::Read };
+        let (lba, blocks, bufs, user) = (command.lba, command.blocks.into(), command.data, command.tag);
+        let channel = self.channel.expect("commands come when it is set up");
+        self.runtime.borrow_mut().submit(channel, self.client, IoRequest { op, lba, blocks, bufs, user });
+    }
+
+    fn send(&mut self, _lane: usize, _cx: &mut Context) -> Result<(), String> {
+        let mut runtime = self.runtime.borrow_mut();
+        runtime.run();
+        runtime.flush();
+        Ok(())
+    }
+
+    fn memory(&mut self, bytes: usize) -> Buffers {
+        // Of the pool, which the kernel knows; but the device has a use for the last of it.
+        let mut runtime = self.runtime.borrow_mut();
+        let pool = runtime.pool();
+        match pool.alloc(bytes) {
+            Some(data) if pool.has_free(bytes) => data,
+            Some(data) => {
+                pool.put(data);
+                Buffers::heap(bytes)
+            }
+            None => Buffers::heap(bytes),
+        }
+    }
+
+    fn leave(&mut self, _cx: &mut Context) {
+        if let Some(channel) = self.channel.take() {
+            self.runtime.borrow_mut().put_channel(channel);
+        }
+    }
+}
+
+/// The control plane has nothing to start, and is not reached from outside.
+struct Idle;
+
+impl Host for Idle {
+    fn start(&self) -> BoxFuture<'_, Result<(), RpcError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn kill(&self, _signal: KillSignal) -> Result<(), RpcError> {
+        Ok(())
+    }
+}
+
+/// Runs the command.
+pub fn main(options: &Options) -> ExitCode {
+    match run(options) {
+        Ok(code) => code,
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<ExitCode, String> {
+    options.load.check()?;
+    let config = Config::read(&options.config).map_err(|e| e.to_string())?;
+    let platform: Arc<dyn Platform> = Arc::new(OsPlatform::new(EngineChoice::Auto));
+    let reactor = ReactorConfig { id: ReactorId(0), core: options.load.core, policy: PollPolicy::Busy };
+    let install = |cx: &mut Context| IoRuntime::install(cx, RuntimeConfig::default()).map(|_| ());
+    let reactors = ReactorThreads::start(&platform, &[reactor], install).map_err(|e| format!("cannot start: {e}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| format!("cannot start the control plane: {e}"))?;
+    let result = {
+        let _entered = runtime.enter();
+        let executor = Arc::new(TokioExecutor::current());
+        let bdevs = BdevSystem::new(reactors.handles().to_vec(), Arc::clone(&platform), executor);
+        runtime.block_on(load_config(&bdevs, &config)).and_then(|()| {
+            let handle = reactors.handles()[0].clone();
+            measure(options, &runtime, &bdevs, &handle)
+        })
+    };
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    let stopped = reactors.stop().map_err(|e| format!("the reactor ended badly: {e}"));
+    let report = result?;
+    stopped?;
+    Ok(load::print(&options.load, &report))
+}
+
+/// Makes the bdevs of the configuration.
+async fn load_config(bdevs: &Arc<BdevSystem>, config: &Config) -> Result<(), String> {
+    let methods: Vec<_> = bdev::rpc::methods().copied().collect();
+    let table = Table::builder(Arc::new(Idle))
+        .add(bdevs, &methods)
+        .source(Arc::new(IobufConfig(Arc::clone(bdevs))))
+        .source(Arc::new(BdevConfig(Arc::clone(bdevs))))
+        .build()
+        .map_err(|e| format!("the method table is inconsistent: {e}"))?;
+    config.load(&table, OnError::Stop).await.map_err(|e| e.to_string())?;
+    Ok(())
+}
+
+fn measure(
+    options: &Options,
+    runtime: &tokio::runtime::Runtime,
+    bdevs: &Arc<BdevSystem>,
+    handle: &ReactorHandle,
+) -> Result<Report, String> {
+    let gone = Arc::new(AtomicBool::new(false));
+    let hear = Arc::clone(&gone);
+    let on_event = Arc::new(move |event| {
+        if event == BdevEvent::Removing {
+            hear.store(true, Ordering::Relaxed);
+        }
+    });
+    let names = || bdevs.list().iter().map(|bdev| bdev.name().to_owned()).collect::<Vec<_>>().join(", ");
+    let opened = bdevs.open(&options.bdev, options.load.writes(), "bdevperf", on_event);
+    let descriptor = opened.map_err(|e| format!("--bdev: {e}; the configuration makes: {}", names()))?;
+    let (stop, live) = (load::stop_flag()?, Arc::new(Live::default()));
+    let (out, reports) = mpsc::channel();
+    let (load, bdev, seen) = (options.load.clone(), Arc::clone(descriptor.bdev()), Arc::clone(&live));
+    let begin = handle.call(move |cx| {
+        let runtime = IoRuntime::of(cx);
+        let client = runtime.borrow_mut().add_client();
+        let (depth, done) = (usize::from(load.qd), Vec::new());
+        let device = BdevDevice { bdev, runtime, client, channel: None, depth, done, gone };
+        let engine = Engine::new(cx, device, load, stop, seen, out);
+        cx.add_poller("bdevperf", Schedule::Active, Box::new(engine));
+    });
+    runtime.block_on(begin).map_err(|e| e.to_string())?;
+    let report = load::wait(&reports, &live, options.load.bs).ok_or("the load ended without a result")?;
+    drop(descriptor);
+    Ok(report)
+}

@@ -1,0 +1,682 @@
+//! The load itself: which command is next, when, and what came of it; over any [`Device`].
+//!
+//! ```text
+//!  SetUp -> WarmUp -> Measure -> Drain -> (Check -> Drain)? -> over
+//! ```
+//! *Closed loop* (no rate): every lane keeps its depth of commands outstanding. All completions that one poll brings are
+//! answered with new commands that leave in one send, and the clock is read once for all of them, so a latency is the time
+//! from the send that a command left with to the poll that found its completion.
+//!
+//! *Open loop* (a rate): commands are due at fixed times, whatever happens to those before. A latency counts from when its
+//! command was due, not from when a late one was sent; so a stall shows in all commands that it held up (no coordinated
+//! omission).
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use reactor::{Buffers, Context, Instant, Poller, Progress};
+
+use super::histogram::Histogram;
+use super::ledger::Ledger;
+use super::stamp::Stamp;
+use super::{LoadOptions, Mode};
+
+/// The most memory for payloads.
+const MAX_PAYLOAD_BYTES: u64 = 4 << 30;
+/// The most places that a verified run keeps account of; four bytes each.
+const MAX_PLACES: u64 = 1 << 28;
+/// How long the last completions are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The same when somebody has stopped the run, and waits.
+const SHORT_PATIENCE: Duration = Duration::from_secs(2);
+/// Mismatches that are described.
+const MAX_DESCRIBED: usize = 10;
+/// Kinds of errors that are told apart.
+const MAX_KINDS: usize = 16;
+
+/// Something with blocks.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// Its number for people: the NSID.
+    pub number: u64,
+    /// Its size, blocks.
+    pub blocks: u64,
+    /// Bytes of a block.
+    pub block_bytes: u32,
+}
+
+/// What a device is when it is set up.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    /// What to put the load on.
+    pub volumes: Vec<Volume>,
+    /// Queues, each of which takes `depth` commands.
+    pub lanes: usize,
+    /// Commands outstanding on each lane: as asked for or less.
+    pub depth: usize,
+    /// The longest command, bytes.
+    pub max_bytes: Option<u64>,
+}
+
+/// One command.
+#[derive(Debug)]
+pub struct Command {
+    /// Comes back with its completion.
+    pub tag: u64,
+    /// Index of the volume.
+    pub volume: usize,
+    /// Write or read.
+    pub is_write: bool,
+    /// First block.
+    pub lba: u64,
+    /// Blocks.
+    pub blocks: u32,
+    /// Payload.
+    pub data: Buffers,
+}
+
+/// The end of a command.
+#[derive(Debug)]
+pub struct Done {
+    /// Which.
+    pub tag: u64,
+    /// Its payload.
+    pub data: Buffers,
+    /// Why it failed, if it did.
+    pub error: Option<Cow<'static, str>>,
+}
+
+/// What the load is put on, from one reactor.
+pub trait Device {
+    /// Goes on with setting up; what it is once it is ready.
+    ///
+    /// # Errors
+    /// It cannot be, and what to do about it.
+    fn set_up(&mut self, cx: &mut Context) -> Result<Option<Ready>, String>;
+
+    /// What has to be done beside commands; whether anything was.
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn tend(&mut self, cx: &mut Context) -> Result<bool, String>;
+
+    /// Appends what a lane has completed; whether there was work.
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn poll(&mut self, lane: usize, cx: &mut Context, done: &mut Vec<Done>) -> Result<bool, String>;
+
+    /// Takes a command; a lane has room for its depth.
+    fn submit(&mut self, lane: usize, command: Command, now: Instant);
+
+    /// Sends what was submitted to a lane.
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn send(&mut self, lane: usize, cx: &mut Context) -> Result<(), String>;
+
+    /// Payload memory.
+    fn memory(&mut self, bytes: usize) -> Buffers {
+        Buffers::heap(bytes)
+    }
+
+    /// The load is over, however it ended.
+    fn leave(&mut self, cx: &mut Context);
+}
+
+/// What came of a verified run.
+#[derive(Clone, Debug, Default)]
+pub struct Verified {
+    /// Blocks that were read and checked.
+    pub checked_blocks: u64,
+    /// Blocks that were not what they have to be.
+    pub mismatches: u64,
+    /// What some of them were.
+    pub described: Vec<String>,
+    /// Everything that was written was read again at the end.
+    pub complete: bool,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Report {
+    /// Latencies of the commands that succeeded, with those that were outstanding when the measuring ended.
+    pub histogram: Histogram,
+    /// Commands that succeeded while it was measured.
+    pub completed: u64,
+    /// Those of them that read.
+    pub reads: u64,
+    /// Commands that failed, or whose fate is unknown.
+    pub errors: u64,
+    /// What failed how often.
+    pub kinds: Vec<(String, u64)>,
+    /// Time measured.
+    pub seconds: f64,
+    /// CPU time of the process meanwhile.
+    pub cpu_s: f64,
+    /// Somebody stopped it.
+    pub interrupted: bool,
+    /// Commands that were due and never sent, at a rate.
+    pub late: u64,
+    /// Of a verified run.
+    pub verified: Option<Verified>,
+    /// Why it ended early.
+    pub failure: Option<String>,
+}
+
+/// What can be seen while it runs.
+#[derive(Debug, Default)]
+pub struct Live {
+    /// Measured commands that have succeeded.
+    pub completed: AtomicU64,
+    /// Commands that have failed.
+    pub errors: AtomicU64,
+    /// It is measuring.
+    pub measuring: AtomicBool,
+    /// It is reading everything again.
+    pub checking: AtomicBool,
+}
+
+/// CPU time of this process, user and system, seconds.
+fn cpu_seconds() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    SetUp,
+    WarmUp,
+    Measure,
+    Drain,
+    Check,
+    CheckDrain,
+    Over,
+}
+
+/// A command that is outstanding, by its tag.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    since: Instant,
+    volume: u32,
+    is_write: bool,
+    place: u64,
+    generation: u32,
+}
+
+/// A volume as the load uses it.
+#[derive(Debug)]
+struct Target {
+    volume: Volume,
+    blocks_per_io: u32,
+    places: u64,
+    next: u64,
+    ledger: Option<Ledger>,
+    /// How far everything was read again.
+    checked: u64,
+}
+
+/// When commands are due.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    from: Instant,
+    per_second: f64,
+    /// Commands that were due and are sent.
+    sent: u64,
+}
+
+impl Pace {
+    fn due(&self) -> Instant {
+        self.from + Duration::from_secs_f64(self.sent as f64 / self.per_second)
+    }
+
+    /// Commands that are due and not sent.
+    fn waiting(&self, now: Instant) -> u64 {
+        ((now.since(self.from).as_secs_f64() * self.per_second) as u64).saturating_sub(self.sent)
+    }
+}
+
+/// A run.
+pub struct Engine<D> {
+    device: D,
+    options: LoadOptions,
+    targets: Vec<Target>,
+    depth: usize,
+    run: u64,
+    random: u64,
+    turn: usize,
+    sent: Vec<Sent>,
+    /// Free tags of each lane, with memory.
+    idle: Vec<Vec<(u64, Buffers)>>,
+    outstanding: usize,
+    begun: u64,
+    pace: Option<Pace>,
+    done: Vec<Done>,
+    scratch: Vec<u8>,
+    phase: Phase,
+    phase_ends: Instant,
+    measured_from: Instant,
+    cpu_from: f64,
+    report: Report,
+    stop: Arc<AtomicBool>,
+    live: Arc<Live>,
+    out: Option<mpsc::Sender<Report>>,
+}
+
+impl<D: Device> Engine<D> {
+    /// A run that will send its report to `out`. It ends early when `stop` is set.
+    pub fn new(
+        cx: &Context,
+        device: D,
+        options: LoadOptions,
+        stop: Arc<AtomicBool>,
+        live: Arc<Live>,
+        out: mpsc::Sender<Report>,
+    ) -> Engine<D> {
+        let (now, platform) = (cx.read_clock(), cx.platform());
+        let report = Report {
+            histogram: Histogram::new(),
+            completed: 0,
+            reads: 0,
+            errors: 0,
+            kinds: Vec::new(),
+            seconds: 0.0,
+            cpu_s: 0.0,
+            interrupted: false,
+            late: 0,
+            verified: options.verify.then(Verified::default),
+            failure: None,
+        };
+        Engine {
+            device,
+            options,
+            targets: Vec::new(),
+            depth: 0,
+            run: platform.random_u64(),
+            random: platform.random_u64() | 1,
+            turn: 0,
+            sent: Vec::new(),
+            idle: Vec::new(),
+            outstanding: 0,
+            begun: 0,
+            pace: None,
+            done: Vec::new(),
+            scratch: Vec::new(),
+            phase: Phase::SetUp,
+            phase_ends: now,
+            measured_from: now,
+            cpu_from: 0.0,
+            report,
+            stop,
+            live,
+            out: Some(out),
+        }
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random
+    }
+
+    /// The device is ready: checks the sizes and takes the memory.
+    fn begin(&mut self, ready: Ready, now: Instant) -> Result<(), String> {
+        let bs = self.options.bs;
+        if let Some(max) = ready.max_bytes.filter(|max| u64::from(bs) > *max) {
+            return Err(format!(
+                "--bs {bs} is more than the {max} bytes that one command may have; give a smaller one"
+            ));
+        }
+        if ready.depth < usize::from(self.options.qd) {
+            eprintln!("note: --qd {} is more than a queue takes; it is {} now", self.options.qd, ready.depth);
+        }
+        let count = ready.lanes * ready.depth;
+        if count as u64 * u64::from(bs) > MAX_PAYLOAD_BYTES {
+            let limit = MAX_PAYLOAD_BYTES >> 30;
+            return Err(format!(
+                "--queues, --qd and --bs together take more than {limit} GiB of memory; lower one of them"
+            ));
+        }
+        let mut all_places = 0;
+        for volume in ready.volumes {
+            let block = volume.block_bytes;
+            if bs % block != 0 || bs / block > 65536 {
+                return Err(format!("--bs {bs} is not 1 to 65536 blocks of {block} bytes; give a multiple of {block}"));
+            }
+            let bytes = (volume.blocks * u64::from(block)).min(self.options.size.unwrap_or(u64::MAX));
+            let places = bytes / u64::from(bs);
+            if places == 0 {
+                return Err(format!("volume {}: {bytes} bytes are less than one command of --bs {bs}", volume.number));
+            }
+            all_places += places;
+            let ledger = match self.options.verify {
+                true if all_places > MAX_PLACES => {
+                    return Err(
+                        "--verify cannot keep account of so many places; limit them with --size, or raise --bs".into(),
+                    );
+                }
+                true if places < count as u64 => {
+                    return Err(format!(
+                        "--verify needs a place for each of {count} commands, and volume {} has {places}; lower --qd or --queues",
+                        volume.number
+                    ));
+                }
+                true => Some(Ledger::new(places as usize)),
+                false => None,
+            };
+            let blocks_per_io = bs / block;
+            self.targets.push(Target { volume, blocks_per_io, places, next: 0, ledger, checked: 0 });
+        }
+        if self.targets.is_empty() {
+            return Err("there is nothing to put a load on".into());
+        }
+        self.depth = ready.depth;
+        self.sent = vec![Sent { since: now, volume: 0, is_write: false, place: 0, generation: 0 }; count];
+        self.done = Vec::with_capacity(ready.depth);
+        for lane in 0..ready.lanes {
+            let tags = lane * ready.depth..(lane + 1) * ready.depth;
+            let with_memory = tags.map(|tag| {
+                let mut data = self.device.memory(bs as usize);
+                data.fill(tag as u8);
+                (tag as u64, data)
+            });
+            self.idle.push(with_memory.collect());
+        }
+        let warmup = if self.options.count.is_some() { 0.0 } else { self.options.warmup };
+        self.phase = Phase::WarmUp;
+        self.phase_ends = now + Duration::from_secs_f64(warmup);
+        self.pace = self.options.rate.map(|per_second| Pace { from: now, per_second, sent: 0 });
+        Ok(())
+    }
+
+    /// Sends the next command of the load, if one is due; whether it did.
+    fn next_command(&mut self, lane: usize, now: Instant) -> bool {
+        let since = match &self.pace {
+            Some(pace) if pace.due() > now => return false,
+            Some(pace) => pace.due(),
+            None => now,
+        };
+        if self.phase == Phase::Measure && self.options.count.is_some_and(|count| self.begun >= count) {
+            return false;
+        }
+        let Some((tag, data)) = self.idle[lane].pop() else { return false };
+        let volume = self.turn;
+        self.turn = if volume + 1 == self.targets.len() { 0 } else { volume + 1 };
+        let mode = self.options.rw;
+        let (random, coin) = match mode {
+            Mode::Read | Mode::Write => (None, 0),
+            _ => (Some(self.random()), self.random() >> 32),
+        };
+        let is_write = match mode {
+            Mode::Read | Mode::Randread => false,
+            Mode::Write | Mode::Randwrite => true,
+            Mode::Randrw => coin % 100 >= u64::from(self.options.rwmixread),
+        };
+        let target = &mut self.targets[volume];
+        let mut place = match random {
+            None => target.next,
+            Some(random) => ((u128::from(random) * u128::from(target.places)) >> 64) as u64,
+        };
+        target.next = if target.next + 1 >= target.places { 0 } else { target.next + 1 };
+        let mut generation = 0;
+        if let Some(ledger) = &mut target.ledger {
+            place = ledger.take(place).expect("there are more places than commands");
+            generation = ledger.generation(place) + u32::from(is_write);
+        }
+        if let Some(pace) = &mut self.pace {
+            pace.sent += 1;
+        }
+        if self.phase == Phase::Measure {
+            self.begun += 1;
+        }
+        self.submit(lane, tag, data, Sent { since, volume: volume as u32, is_write, place, generation }, now);
+        true
+    }
+
+    /// Sends the next command that reads what was written; whether there is one.
+    fn next_check(&mut self, lane: usize, now: Instant) -> bool {
+        if self.idle[lane].is_empty() {
+            return false;
+        }
+        for volume in 0..self.targets.len() {
+            let target = &mut self.targets[volume];
+            let Some(ledger) = &mut target.ledger else { continue };
+            let Some(place) = ledger.next_known(target.checked) else { continue };
+            target.checked = place + 1;
+            // What is still on its way from the measuring, if it was given up, is not waited for.
+            if ledger.take(place) != Some(place) {
+                continue;
+            }
+            let generation = ledger.generation(place);
+            let (tag, data) = self.idle[lane].pop().expect("it was just looked at");
+            let sent = Sent { since: now, volume: volume as u32, is_write: false, place, generation };
+            self.submit(lane, tag, data, sent, now);
+            return true;
+        }
+        false
+    }
+
+    fn submit(&mut self, lane: usize, tag: u64, mut data: Buffers, sent: Sent, now: Instant) {
+        let target = &self.targets[sent.volume as usize];
+        let (lba, blocks) = (sent.place * u64::from(target.blocks_per_io), target.blocks_per_io);
+        if sent.is_write && target.ledger.is_some() {
+            let (run, volume, block_bytes) = (self.run, target.volume.number, target.volume.block_bytes as usize);
+            self.scratch.resize(block_bytes, 0);
+            for n in 0..u64::from(blocks) {
+                Stamp { run, volume, lba: lba + n, generation: sent.generation }.fill(&mut self.scratch);
+                data.write_at(n as usize * block_bytes, &self.scratch);
+            }
+        }
+        self.sent[tag as usize] = sent;
+        self.outstanding += 1;
+        let (volume, is_write) = (sent.volume as usize, sent.is_write);
+        self.device.submit(lane, Command { tag, volume, is_write, lba, blocks, data }, now);
+    }
+
+    fn complete(&mut self, lane: usize, done: Done, now: Instant) {
+        let sent = self.sent[done.tag as usize];
+        self.outstanding -= 1;
+        let failed = done.error.is_some();
+        if let Some(error) = done.error {
+            self.fail(&error);
+        } else if self.phase == Phase::Measure || self.phase == Phase::Drain {
+            self.report.histogram.add(now.nanos_since(sent.since));
+            if self.phase == Phase::Measure {
+                self.report.completed += 1;
+                self.report.reads += u64::from(!sent.is_write);
+            }
+        }
+        if self.options.verify {
+            self.settle(sent, failed, &done.data);
+        }
+        self.idle[lane].push((done.tag, done.data));
+    }
+
+    fn fail(&mut self, error: &str) {
+        self.report.errors += 1;
+        let kinds = &mut self.report.kinds;
+        match kinds.iter().position(|(kind, _)| kind == error) {
+            Some(at) => kinds[at].1 += 1,
+            None if kinds.len() < MAX_KINDS => kinds.push((error.to_owned(), 1)),
+            None => {}
+        }
+    }
+
+    /// Checks what a read brought, notes what a write left, and frees the place.
+    fn settle(&mut self, sent: Sent, failed: bool, data: &Buffers) {
+        let target = &mut self.targets[sent.volume as usize];
+        let ledger = target.ledger.as_mut().expect("a verified run keeps account");
+        ledger.release(sent.place);
+        if sent.is_write {
+            // Of a write that failed nobody knows what it did.
+            ledger.set(sent.place, if failed { 0 } else { sent.generation });
+            return;
+        }
+        if failed || sent.generation == 0 {
+            return;
+        }
+        let verified = self.report.verified.as_mut().expect("a verified run reports that");
+        let block_bytes = target.volume.block_bytes as usize;
+        self.scratch.resize(block_bytes, 0);
+        for n in 0..target.blocks_per_io {
+            data.read_at(n as usize * block_bytes, &mut self.scratch);
+            let lba = sent.place * u64::from(target.blocks_per_io) + u64::from(n);
+            let right = Stamp { run: self.run, volume: target.volume.number, lba, generation: sent.generation };
+            verified.checked_blocks += 1;
+            if let Err(why) = right.check(&mut self.scratch) {
+                verified.mismatches += 1;
+                if verified.described.len() < MAX_DESCRIBED {
+                    verified.described.push(why);
+                }
+            }
+        }
+    }
+
+    /// One poll and one send a lane.
+    fn turn(&mut self, cx: &mut Context) -> Result<bool, String> {
+        let mut busy = false;
+        for lane in 0..self.idle.len() {
+            let mut done = std::mem::take(&mut self.done);
+            busy |= self.device.poll(lane, cx, &mut done)?;
+            let now = if done.is_empty() { cx.now() } else { cx.read_clock() };
+            for done in done.drain(..) {
+                self.complete(lane, done, now);
+            }
+            self.done = done;
+            match self.phase {
+                Phase::WarmUp | Phase::Measure => while self.next_command(lane, now) {},
+                Phase::Check => while self.next_check(lane, now) {},
+                _ => {}
+            }
+            self.device.send(lane, cx)?;
+        }
+        Ok(busy)
+    }
+
+    fn step(&mut self, cx: &mut Context) -> Result<bool, String> {
+        let now = cx.now();
+        let stop = self.stop.load(Ordering::Relaxed);
+        if self.phase == Phase::SetUp {
+            if stop {
+                return Err("interrupted before the load began".into());
+            }
+            let ready = self.device.set_up(cx)?;
+            let is_ready = ready.is_some();
+            ready.map_or(Ok(()), |ready| self.begin(ready, now))?;
+            return Ok(is_ready);
+        }
+        let mut busy = self.device.tend(cx)?;
+        if stop && !self.report.interrupted {
+            self.report.interrupted = true;
+            self.phase_ends = self.phase_ends.min(now + SHORT_PATIENCE);
+        }
+        let counted = self.phase == Phase::Measure && self.options.count.is_some_and(|count| self.begun >= count);
+        match self.phase {
+            Phase::WarmUp if stop || now >= self.phase_ends => {
+                self.phase = Phase::Measure;
+                (self.measured_from, self.cpu_from) = (now, cpu_seconds());
+                let time =
+                    self.options.time.unwrap_or(if self.options.count.is_some() { 1e7 } else { super::DEFAULT_TIME });
+                self.phase_ends = now + Duration::from_secs_f64(time);
+                self.live.measuring.store(true, Ordering::Relaxed);
+            }
+            Phase::Measure if stop || now >= self.phase_ends || counted => {
+                if counted && self.outstanding > 0 && !stop {
+                    // What was asked for is measured to its end.
+                } else {
+                    self.stop_measuring(now);
+                    self.drain(Phase::Drain, now);
+                }
+            }
+            Phase::Drain if self.outstanding == 0 && self.options.verify && !self.report.interrupted => {
+                self.phase = Phase::Check;
+                self.live.checking.store(true, Ordering::Relaxed);
+            }
+            Phase::Drain if self.outstanding == 0 => self.finish(cx),
+            Phase::Check if stop || self.is_checked() => self.drain(Phase::CheckDrain, now),
+            Phase::CheckDrain if self.outstanding == 0 => {
+                let complete = self.is_checked();
+                if let Some(verified) = &mut self.report.verified {
+                    verified.complete = complete;
+                }
+                self.finish(cx);
+            }
+            Phase::Drain | Phase::CheckDrain if now >= self.phase_ends => {
+                return Err(format!(
+                    "{} commands did not complete in the end; see what the device does",
+                    self.outstanding
+                ));
+            }
+            Phase::Over => return Ok(false),
+            _ => {}
+        }
+        if self.phase != Phase::Over {
+            busy |= self.turn(cx)?;
+            self.live.completed.store(self.report.completed, Ordering::Relaxed);
+            self.live.errors.store(self.report.errors, Ordering::Relaxed);
+        }
+        Ok(busy)
+    }
+
+    fn drain(&mut self, phase: Phase, now: Instant) {
+        self.phase = phase;
+        self.phase_ends =
+            now + if self.report.interrupted { SHORT_PATIENCE } else { PATIENCE.max(self.options.patience()) };
+    }
+
+    fn is_checked(&self) -> bool {
+        let unchecked = |target: &Target| target.ledger.as_ref().and_then(|ledger| ledger.next_known(target.checked));
+        self.targets.iter().all(|target| unchecked(target).is_none())
+    }
+
+    fn stop_measuring(&mut self, now: Instant) {
+        self.report.seconds = now.since(self.measured_from).as_secs_f64();
+        self.report.cpu_s = cpu_seconds() - self.cpu_from;
+        self.report.late = self.pace.map_or(0, |pace| pace.waiting(now));
+        self.live.measuring.store(false, Ordering::Relaxed);
+    }
+
+    fn finish(&mut self, cx: &mut Context) {
+        self.phase = Phase::Over;
+        self.device.leave(cx);
+        let empty = Report {
+            histogram: Histogram::new(),
+            completed: 0,
+            reads: 0,
+            errors: 0,
+            kinds: Vec::new(),
+            seconds: 0.0,
+            cpu_s: 0.0,
+            interrupted: false,
+            late: 0,
+            verified: None,
+            failure: None,
+        };
+        if let Some(out) = self.out.take() {
+            // Whoever waited for it may be gone.
+            let _ = out.send(std::mem::replace(&mut self.report, empty));
+        }
+    }
+}
+
+impl<D: Device> Poller for Engine<D> {
+    fn poll(&mut self, cx: &mut Context) -> Progress {
+        match self.step(cx) {
+            Ok(busy) => Progress::from_busy(busy),
+            Err(why) => {
+                self.report.failure = Some(why);
+                // Commands whose fate is unknown count as errors.
+                self.report.errors += self.outstanding as u64;
+                if self.phase == Phase::Measure {
+                    self.stop_measuring(cx.now());
+                }
+                self.finish(cx);
+                Progress::Busy
+            }
+        }
+    }
+}

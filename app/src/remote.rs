@@ -1,0 +1,133 @@
+//! What the tools that reach a target over NVMe-oF have in common: where it is, who asks, and a reactor to ask from.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, mpsc};
+
+use nvmf::host::{Connector, Options as HostOptions};
+use nvmf::tcp::host_transport::TcpConnector;
+use reactor::file::EngineChoice;
+use reactor::net::Network;
+use reactor::platform::OsPlatform;
+use reactor::reactor::{PollPolicy, ReactorConfig, ReactorThreads};
+use reactor::{Context, Platform, Poller, PollerId, ReactorId, Schedule};
+
+/// Where a target is, and who asks.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Remote {
+    /// Transport.
+    #[arg(long, value_enum, default_value_t = Trtype::Tcp)]
+    trtype: Trtype,
+    /// Address of the target.
+    #[arg(long)]
+    traddr: String,
+    /// Port of the target.
+    #[arg(long, default_value_t = 4420)]
+    trsvcid: u16,
+    /// NQN that this host goes by. The host identifier is the UUID at its end, if it has one.
+    #[arg(long, default_value = "nqn.2014-08.org.nvmexpress:uuid:7d5c6f1e-53a0-4d5b-9c3a-0f6f4f1d2b11")]
+    hostnqn: String,
+    /// Ask for header digests.
+    #[arg(long)]
+    hdr_digest: bool,
+    /// Ask for data digests.
+    #[arg(long)]
+    data_digest: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Trtype {
+    Tcp,
+}
+
+/// The identifier that an NQN with a UUID names.
+fn hostid_of(nqn: &str) -> Option<[u8; 16]> {
+    let (_, uuid) = nqn.rsplit_once("uuid:")?;
+    let digits: Vec<u8> =
+        uuid.chars().filter(|c| *c != '-').map(|c| c.to_digit(16).map(|d| d as u8)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits.chunks(2).map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit)).collect();
+    bytes.try_into().ok()
+}
+
+impl Remote {
+    /// The target's address.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn address(&self) -> Result<SocketAddr, String> {
+        let Trtype::Tcp = self.trtype;
+        let unknown =
+            |why: String| format!("--traddr {}: {why}; give an IP address or a name that has one", self.traddr);
+        let mut found = (self.traddr.as_str(), self.trsvcid).to_socket_addrs().map_err(|e| unknown(e.to_string()))?;
+        found.next().ok_or_else(|| unknown("no address".into()))
+    }
+
+    /// What connects to `address` as this host wants it.
+    pub fn connector(&self, network: &Arc<dyn Network>, address: SocketAddr) -> Arc<dyn Connector> {
+        let (header_digest, data_digest) = (self.hdr_digest, self.data_digest);
+        Arc::new(TcpConnector { network: Arc::clone(network), address, header_digest, data_digest })
+    }
+
+    /// How to connect to `subnqn`.
+    pub fn host_options(&self, cx: &Context, subnqn: &str) -> HostOptions {
+        let hostid = hostid_of(&self.hostnqn).unwrap_or_else(|| {
+            let mut random = [0; 16];
+            cx.platform().random(&mut random);
+            random
+        });
+        HostOptions { subnqn: subnqn.into(), hostnqn: self.hostnqn.clone(), hostid, ..HostOptions::default() }
+    }
+
+    /// A failure, with what to do about it.
+    pub fn explain(&self, address: SocketAddr, why: &str) -> String {
+        let hint = if why.contains("refused") {
+            ": nothing listens there; see whether the target runs, and on which port"
+        } else if why.contains("does not answer") || why.contains("closed the connection") || why.contains("reset") {
+            ": see whether the target still runs, and what its log says"
+        } else {
+            ""
+        };
+        format!("{address}: {why}{hint}")
+    }
+}
+
+/// Runs a poller on a reactor of its own until it has sent a result.
+///
+/// # Errors
+/// The host gives no reactor, or `make` fails.
+pub fn run<T: Send + 'static>(
+    core: Option<usize>,
+    policy: PollPolicy,
+    make: impl Fn(&mut Context, PollerId, mpsc::Sender<T>) -> Result<Box<dyn Poller>, String> + Send + Clone + 'static,
+    wait: impl FnOnce(&mpsc::Receiver<T>) -> Option<T>,
+) -> Result<T, String> {
+    let platform: Arc<dyn Platform> = Arc::new(OsPlatform::new(EngineChoice::Threads));
+    let (out, results) = mpsc::channel();
+    let config = ReactorConfig { id: ReactorId(0), core, policy };
+    let setup = move |cx: &mut Context| {
+        let id = cx.reserve_poller();
+        let poller = make(cx, id, out.clone()).map_err(std::io::Error::other)?;
+        cx.add_reserved_poller(id, "tool", Schedule::Active, poller);
+        Ok(())
+    };
+    let reactors = ReactorThreads::start(&platform, &[config], setup).map_err(|e| format!("cannot start: {e}"))?;
+    let result = wait(&results);
+    let stopped = reactors.stop();
+    result.ok_or_else(|| match stopped {
+        Err(error) => error.to_string(),
+        Ok(()) => "it ended without a result".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_who_its_nqn_says() {
+        let id = hostid_of("nqn.2014-08.org.nvmexpress:uuid:7d5c6f1e-53a0-4d5b-9c3a-0f6f4f1d2b11");
+        assert_eq!(id.map(|id| (id[0], id[15])), Some((0x7d, 0x11)));
+        assert_eq!(hostid_of("nqn.2026-11.io.example:h"), None);
+        assert_eq!(hostid_of("uuid:7d5c6f1e"), None);
+        assert_eq!(hostid_of("uuid:zz5c6f1e-53a0-4d5b-9c3a-0f6f4f1d2b11"), None);
+    }
+}
