@@ -1,0 +1,274 @@
+//! The bytes of an NVMe/TCP load without the protocol: what this machine's loopback can carry between two cores.
+//!
+//! A pair of loops that spin on one TCP connection and move what reads and writes of a given size would move. Nothing is
+//! parsed, looked up or checked, so no target can be faster on the same sockets.
+//!
+//! ```text
+//! read:   72 bytes (capsule command)           ->    <- 24 bytes (C2HData header, success flag) + data
+//! write:  72 bytes (capsule command) + data    ->    <- 24 bytes (capsule response)
+//! ```
+//! The answering side takes what one receive brings and answers up to `--batch` requests with one send. The asking side
+//! sends as many requests as one receive brought answers, in one send.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use serde_json::json;
+
+/// A capsule of a command: common header and submission queue entry.
+const REQUEST_BYTES: usize = 8 + 64;
+/// A C2HData header or a response capsule.
+const REPLY_BYTES: usize = 24;
+/// How a stream ends whose other side is gone.
+const ENDS: [ErrorKind; 3] = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
+const RECEIVE_BYTES: usize = 1 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    Read,
+    Write,
+}
+
+/// Measures what the loopback can carry.
+#[derive(Clone, Debug, Parser)]
+struct Options {
+    /// Which way the data goes.
+    #[arg(long, value_enum, default_value_t = Mode::Read)]
+    mode: Mode,
+    /// Bytes of data in each request or reply.
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    bs: u32,
+    /// Requests outstanding.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    qd: u32,
+    /// Requests answered with one send at most.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: u32,
+    /// MiB of memory that the data of reads comes from, and that of writes is copied to; 0: one block that stays in the cache.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    memory: u32,
+    /// Seconds.
+    #[arg(long, default_value_t = 1.0)]
+    time: f64,
+    /// Core that answers.
+    #[arg(long, default_value_t = 0)]
+    target_core: usize,
+    /// Core that asks.
+    #[arg(long, default_value_t = 1)]
+    load_core: usize,
+}
+
+fn pin(core: usize) -> io::Result<()> {
+    use rustix::thread::{CpuSet, sched_setaffinity};
+    let mut set = CpuSet::new();
+    if core >= CpuSet::MAX_CPU {
+        return Err(io::Error::other(format!("there is no core {core}")));
+    }
+    set.set(core);
+    sched_setaffinity(None, &set).map_err(|errno| io::Error::other(format!("core {core} cannot be used: {errno}")))
+}
+
+/// `Ok(0)` where nothing is there, an error where the stream has ended.
+fn receive(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    match stream.read(buffer) {
+        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
+        other => other,
+    }
+}
+
+/// Sends everything, spinning where there is no room.
+fn send(stream: &mut TcpStream, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    while !slices.is_empty() {
+        match stream.write_vectored(slices) {
+            Ok(sent) => IoSlice::advance_slices(&mut slices, sent),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                std::hint::spin_loop();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Where the data comes from and goes to.
+struct Memory {
+    bytes: Vec<u8>,
+    bs: usize,
+    seed: u64,
+}
+
+impl Memory {
+    fn new(options: &Options) -> Memory {
+        let bs = options.bs as usize;
+        // Written, so that every page is there.
+        Memory { bytes: vec![0xa5; (options.memory as usize * (1 << 20)).max(bs)], bs, seed: 0x9e37_79b9_7f4a_7c15 }
+    }
+
+    /// A block drawn at random (xorshift).
+    fn next(&mut self) -> usize {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        (self.seed % (self.bytes.len() / self.bs) as u64) as usize * self.bs
+    }
+}
+
+/// Answers until the stream ends.
+fn answer(mut stream: TcpStream, options: &Options, memory: &mut Memory) -> io::Result<()> {
+    let data = if options.mode == Mode::Write { options.bs as usize } else { 0 };
+    let request = REQUEST_BYTES + data;
+    let mut buffer = vec![0; RECEIVE_BYTES];
+    let mut pending = 0;
+    let header = [0; REPLY_BYTES];
+    loop {
+        let received = match receive(&mut stream, &mut buffer) {
+            Ok(received) => received,
+            Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        if received == 0 {
+            std::hint::spin_loop();
+            continue;
+        }
+        if data > 0 && options.memory > 0 {
+            // As a device in memory would: the data moves once more.
+            for chunk in buffer[..received].chunks(options.bs as usize) {
+                let at = memory.next();
+                memory.bytes[at..at + chunk.len()].copy_from_slice(chunk);
+            }
+        }
+        pending += received;
+        while pending >= request {
+            let n = (pending / request).min(options.batch as usize);
+            pending -= n * request;
+            let places: Vec<_> = (0..n).map(|_| memory.next()).collect();
+            let mut slices = Vec::with_capacity(2 * n);
+            for at in places {
+                slices.push(IoSlice::new(&header));
+                if options.mode == Mode::Read {
+                    slices.push(IoSlice::new(&memory.bytes[at..at + options.bs as usize]));
+                }
+            }
+            send(&mut stream, &mut slices)?;
+        }
+    }
+}
+
+/// Asks for the time given; how many answers came, and in how many seconds.
+fn ask(mut stream: TcpStream, options: &Options, stop: &AtomicBool) -> io::Result<(u64, f64)> {
+    let bs = options.bs as usize;
+    let (out, reply) = match options.mode {
+        Mode::Read => (REQUEST_BYTES, REPLY_BYTES + bs),
+        Mode::Write => (REQUEST_BYTES + bs, REPLY_BYTES),
+    };
+    let one = vec![0; out];
+    let mut buffer = vec![0; RECEIVE_BYTES];
+    let mut pending = 0;
+    let mut asks = options.qd as usize;
+    let start = Instant::now();
+    let mut done = 0;
+    loop {
+        // At most as many slices as one call takes.
+        while asks > 0 {
+            let n = asks.min(256);
+            asks -= n;
+            let mut slices: Vec<_> = (0..n).map(|_| IoSlice::new(&one)).collect();
+            send(&mut stream, &mut slices)?;
+        }
+        pending += receive(&mut stream, &mut buffer)?;
+        asks = pending / reply;
+        pending %= reply;
+        done += asks as u64;
+        if asks > 0 && stop.load(Ordering::Relaxed) {
+            return Ok((done, start.elapsed().as_secs_f64()));
+        }
+        if asks == 0 {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+fn run(options: &Options) -> io::Result<(u64, f64)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let asking = TcpStream::connect(listener.local_addr()?)?;
+    let (answering, _) = listener.accept()?;
+    for stream in [&asking, &answering] {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+    }
+    let stop = AtomicBool::new(false);
+    // Filled before the time starts.
+    let mut memory = Memory::new(options);
+    thread::scope(|scope| {
+        let target = scope.spawn(|| {
+            pin(options.target_core)?;
+            match answer(answering, options, &mut memory) {
+                // The other side has what it wanted, and left.
+                Err(error) if ENDS.contains(&error.kind()) => Ok(()),
+                other => other,
+            }
+        });
+        let load = scope.spawn(|| {
+            pin(options.load_core)?;
+            ask(asking, options, &stop)
+        });
+        thread::sleep(Duration::from_secs_f64(options.time.clamp(0.01, 3600.0)));
+        stop.store(true, Ordering::Relaxed);
+        let result = load.join().expect("the asking loop does not panic");
+        let answered = target.join().expect("the answering loop does not panic");
+        answered.and(result)
+    })
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options) {
+        Ok((done, seconds)) => {
+            let iops = done as f64 / seconds;
+            println!("{}", json!({ "iops": iops, "bytes_per_s": iops * f64::from(options.bs) }));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("the ceiling cannot be measured: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn carries(words: &[&str]) {
+        let options = Options::parse_from(
+            ["ceiling", "--time", "0.05", "--target-core", "0", "--load-core", "0"].iter().chain(words),
+        );
+        let (done, seconds) = run(&options).unwrap();
+        assert!(done >= u64::from(options.qd) && seconds > 0.0, "{words:?}: {done}");
+    }
+
+    #[test]
+    fn every_kind_of_load_is_carried() {
+        for mode in ["read", "write"] {
+            carries(&["--mode", mode]);
+            carries(&["--mode", mode, "--qd", "1", "--batch", "1"]);
+            carries(&["--mode", mode, "--bs", "131072", "--qd", "4", "--memory", "4"]);
+        }
+    }
+
+    #[test]
+    fn a_core_that_there_is_not() {
+        let options = Options::parse_from(["ceiling", "--time", "0.01", "--load-core", "100000"]);
+        assert!(run(&options).unwrap_err().to_string().contains("100000"));
+    }
+}
