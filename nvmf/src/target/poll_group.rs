@@ -42,7 +42,7 @@ use super::controller::Controller;
 use super::shared::{ControllerShared, ControllerTable};
 use super::system::PollGroupStats;
 use super::transport::{Acceptor, Event, Incoming, Life, Qpair};
-use super::view::{ListenAddress, NamespaceView, TargetView};
+use super::view::{ListenAddress, ListenerView, NamespaceView, TargetView};
 use crate::spec::{IoCommand, Status};
 
 use apply::Applying;
@@ -89,6 +89,8 @@ impl Loads {
 }
 
 /// What a queue pair is.
+// Nearly all are I/O queues, whose state is looked at with every command: no pointer to it.
+#[allow(clippy::large_enum_variant)]
 enum Role {
     /// Nothing yet: only Connect is taken.
     New,
@@ -179,6 +181,8 @@ struct Qp {
     closed: bool,
     /// Where the host came in, as the listener's address says (which may be a wildcard).
     listener: ListenAddress,
+    /// That listener as it is in the view, of an I/O queue; `None` when its subsystem does not have it any more.
+    entrance: Option<Arc<ListenerView>>,
     since: Instant,
     /// Since when the peer has been due without anything having arrived.
     due_since: Option<Instant>,

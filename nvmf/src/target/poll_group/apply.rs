@@ -110,9 +110,13 @@ impl PollGroup {
         }
     }
 
-    /// Ends the queue pairs that the view no longer allows.
+    /// Ends the queue pairs that the view no longer allows, and gives the others their listeners in it.
     fn end_refused(&mut self) {
-        for (index, qp) in &self.qpairs {
+        for (index, qp) in &mut self.qpairs {
+            if let Role::Io(io) = &qp.role {
+                let subsystem = self.view.subsystems.get(&io.shared.subnqn);
+                qp.entrance = subsystem.and_then(|view| view.listener(&qp.listener)).cloned();
+            }
             if qp.closed {
                 continue;
             }

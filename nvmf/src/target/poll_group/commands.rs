@@ -302,9 +302,8 @@ impl PollGroup {
         if !self.subsystems[io.subsystem].ana_reporting {
             return AnaState::Optimized;
         }
-        let subsystem = self.view.subsystems.get(&io.shared.subnqn);
-        let listener = subsystem.and_then(|subsystem| subsystem.listener(&qp.listener));
-        listener.map_or(AnaState::Inaccessible, |l| l.ana_state(self.namespaces[namespace].view.anagrpid))
+        let group = self.namespaces[namespace].view.anagrpid;
+        qp.entrance.as_ref().map_or(AnaState::Inaccessible, |listener| listener.ana_state(group))
     }
 
     #[inline]

@@ -63,6 +63,7 @@ impl PollGroup {
             flushing: false,
             closed: false,
             listener,
+            entrance: None,
             since: cx.now(),
             due_since: None,
         });
@@ -197,6 +198,7 @@ impl PollGroup {
         let cntlid = shared.cntlid;
         let qp = &mut self.qpairs[index];
         qp.qpair.connected(command.queue_entries, command.disable_sq_flow_control, true);
+        qp.entrance = view.listener(&listener).cloned();
         qp.role = Role::Io(IoQueue { shared, qid: command.qid, subsystem, fused: None, tally: Tally::default() });
         self.stats.io_qpairs += 1;
         Ok(cntlid)
