@@ -16,6 +16,7 @@
 //! | [`ending`] | removal, reset, abort, changes of size |
 //! | [`sharing`] | atomic updates, descriptors, claims |
 //! | [`limited`] | devices that make the layer work |
+//! | [`rogue`] | a handler of appliance devices that does everything wrong |
 
 pub mod client;
 pub mod edges;
@@ -24,6 +25,7 @@ pub mod limited;
 pub mod model;
 pub mod pressure;
 pub mod rng;
+pub mod rogue;
 pub mod sharing;
 pub mod world;
 

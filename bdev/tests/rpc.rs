@@ -343,6 +343,19 @@ fn the_saved_configuration_makes_the_same_bdevs_again() {
     call(&mut w, "bdev_uring_create", json!({"name": "U", "filename": path})).unwrap();
     call(&mut w, "bdev_passthru_create", json!({"name": "P", "base_bdev_name": "B"})).unwrap();
     call(&mut w, "bdev_split_create", json!({"base_bdev": "U", "split_count": 2})).unwrap();
+    let appliance = json!({
+        "name": "H", "handler": "memory", "num_blocks": 64, "block_size": 512, "workers": 2, "placement": "queue",
+        "timeout_ms": 0, "queue_depth": 7, "spin_us": 3, "latency_sample": 5, "read_only": true, "cores": [0],
+    });
+    assert_eq!(call(&mut w, "bdev_appliance_create", appliance.clone()), Ok(json!("H")));
+    assert_eq!(call(&mut w, "bdev_appliance_resize", json!({"name": "H", "num_blocks": 99})), Ok(json!(true)));
+    let shown = call(&mut w, "bdev_get_bdevs", json!({"name": "H"})).unwrap();
+    for (key, value) in appliance.as_object().unwrap().iter().filter(|(key, _)| *key != "name") {
+        let wanted = if key == "num_blocks" { &json!(99) } else { value };
+        assert_eq!(&shown[0]["driver_specific"]["appliance"][key], wanted, "{key}");
+    }
+    let io_types = &shown[0]["supported_io_types"];
+    assert!(io_types["read"] == true && io_types["unmap"] == true && io_types["compare_and_write"] == true);
     let save = |w: &World| {
         let system = w.system();
         [IobufConfig(Arc::clone(system)).save(), BdevConfig(Arc::clone(system)).save()].concat()
@@ -357,6 +370,7 @@ fn the_saved_configuration_makes_the_same_bdevs_again() {
         "bdev_uring_create",
         "bdev_passthru_create",
         "bdev_split_create",
+        "bdev_appliance_create",
         "bdev_wait_for_examine",
     ];
     assert_eq!(order, wanted);
@@ -368,6 +382,43 @@ fn the_saved_configuration_makes_the_same_bdevs_again() {
     }
     assert_eq!(call(&mut w, "bdev_get_bdevs", json!({})).unwrap(), before);
     assert_eq!(save(&w), saved);
+}
+
+#[test]
+fn appliance_bdevs() {
+    let mut w = world();
+    let params = json!({"name": "H", "handler": "memory", "num_blocks": 64, "block_size": 512, "timeout_ms": 5});
+    assert_eq!(call(&mut w, "bdev_appliance_create", params.clone()), Ok(json!("H")));
+    assert_eq!(code(call(&mut w, "bdev_appliance_create", params.clone())), -17);
+    call(&mut w, "bdev_malloc_create", json!({"name": "M", "num_blocks": 64, "block_size": 512})).unwrap();
+    let bad = |key: &str, value: Value| {
+        let mut params = params.clone();
+        params["name"] = json!("other");
+        params[key] = value;
+        params
+    };
+    for params in [
+        bad("handler", json!("nobody")),
+        bad("placement", json!("anywhere")),
+        bad("workers", json!(65)),
+        bad("queue_depth", json!(0)),
+        bad("cores", json!(["one"])),
+        bad("options", json!([1])),
+        bad("options", json!({"unknown": 1})),
+    ] {
+        assert!(call(&mut w, "bdev_appliance_create", params.clone()).is_err(), "{params}");
+    }
+    let text = call(&mut w, "bdev_appliance_create", bad("handler", json!("nobody"))).unwrap_err().message();
+    assert!(text.contains("memory"), "it says which handlers there are: {text}");
+    let all = call(&mut w, "bdev_appliance_get_stats", json!({})).unwrap();
+    assert_eq!((all.as_array().unwrap().len(), &all[0]["name"], &all[0]["submitted"]), (1, &json!("H"), &json!(0)));
+    assert_eq!(all[0]["backend"]["workers"][0]["running"], true);
+    assert_eq!(code(call(&mut w, "bdev_appliance_get_stats", json!({"name": "M"}))), -19);
+    assert_eq!(code(call(&mut w, "bdev_appliance_resize", json!({"name": "M", "num_blocks": 1}))), -19);
+    assert_eq!(code(call(&mut w, "bdev_appliance_delete", json!({"name": "M"}))), -19);
+    assert_eq!(call(&mut w, "bdev_appliance_delete", json!({"name": "H"})), Ok(json!(true)));
+    assert_eq!(code(call(&mut w, "bdev_appliance_delete", json!({"name": "H"}))), -19);
+    w.assert_clean();
 }
 
 #[test]

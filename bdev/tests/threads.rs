@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::task::{Context as Task, Poll, Wake, Waker};
 use std::time::Duration;
 
+use ::appliance::{Batch, Capabilities, Handler, Worker, WorkerCx};
 use futures_util::future::BoxFuture;
 use reactor::file::EngineChoice;
 use reactor::platform::OsPlatform;
@@ -20,7 +21,8 @@ use ringstone_bdev::core::system::Executor;
 use ringstone_bdev::core::{
     BdevEvent, BdevSystem, ChannelId, ClientId, Descriptor, IoRequest, IoRuntime, IoStatus, Op, RuntimeConfig,
 };
-use ringstone_bdev::modules::{delay, malloc, uring};
+use ringstone_bdev::modules::appliance::settings::{Placement, Settings};
+use ringstone_bdev::modules::{appliance, delay, malloc, uring};
 
 /// How long anything here may take before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -190,7 +192,7 @@ impl Server {
     }
 
     /// Runs a load on `name`, removes the device under it, and checks that all has come home.
-    fn check(&self, name: &str) {
+    fn check_others(&self, name: &str) {
         let completed = Arc::new(AtomicU64::new(0));
         let has_ended = self.load(name, &completed);
         let began = std::time::Instant::now();
@@ -203,6 +205,15 @@ impl Server {
         }
         block_on(self.system.remove(name)).unwrap();
         (0..2).for_each(|_| has_ended.recv_timeout(PATIENCE).unwrap());
+    }
+
+    /// As [`Server::check_others`], and then nothing at all is out.
+    fn check(&self, name: &str) {
+        self.check_others(name);
+        self.assert_clean(name);
+    }
+
+    fn assert_clean(&self, name: &str) {
         for reactor in self.system.reactors() {
             let is_clean = move |cx: &mut Context| {
                 let runtime = IoRuntime::of(cx);
@@ -227,6 +238,13 @@ fn everything(policy: PollPolicy, engine: EngineChoice, tag: &str) {
     block_on(malloc::create(system, "base", None, malloc::MallocOptions::new(512, 2048))).unwrap();
     block_on(delay::create(system, "slow", None, "base", [50, 300, 80, 400])).unwrap();
     server.check("slow");
+    for (workers, placement) in [(1, Placement::LbaRange), (2, Placement::RoundRobin), (0, Placement::Queue)] {
+        let mut settings = Settings::new("memory", 512, 2048);
+        (settings.workers, settings.placement, settings.queue_depth) = (workers, placement, 8);
+        settings.spin = Duration::from_micros(if policy == PollPolicy::Sleep { 0 } else { 20 });
+        block_on(appliance::create(system, "app", None, settings)).unwrap();
+        server.check("app");
+    }
     let options = uring::FileOptions {
         flavor: uring::Flavor::Uring,
         path: path.clone(),
@@ -248,4 +266,77 @@ fn reactors_that_always_sleep_are_always_woken() {
 #[test]
 fn adaptive_reactors_with_file_threads() {
     everything(PollPolicy::Adaptive { spin: Duration::from_micros(20) }, EngineChoice::Threads, "adaptive");
+}
+
+/// A handler whose thread hangs in it until it is let go.
+#[derive(Default)]
+struct Hangs {
+    let_go: Mutex<bool>,
+    changed: Condvar,
+    hanging: AtomicU64,
+}
+
+struct HangsHere(Arc<Hangs>);
+
+impl Handler for HangsHere {
+    fn name(&self) -> &str {
+        "hangs"
+    }
+    fn capabilities(&self, _: &::appliance::Geometry) -> Capabilities {
+        Capabilities::BASIC
+    }
+    fn worker(&self, _: WorkerCx) -> std::io::Result<Box<dyn Worker>> {
+        Ok(Box::new(HangsHere(Arc::clone(&self.0))))
+    }
+    fn resize(&self, _: u64) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Worker for HangsHere {
+    fn submit(&mut self, batch: &mut Batch) {
+        self.0.hanging.fetch_add(1, Ordering::Release);
+        let mut let_go = self.0.let_go.lock().unwrap();
+        while !*let_go {
+            let_go = self.0.changed.wait(let_go).unwrap();
+        }
+        batch.complete_all(IoStatus::Success);
+    }
+}
+
+/// A thread that hangs in a handler costs its own device; that is deleted all the same, and another may have its name.
+#[test]
+fn a_thread_that_hangs_is_left_behind() {
+    let server = Server::start(PollPolicy::default(), EngineChoice::Threads);
+    let system = &server.system;
+    let hangs = Arc::new(Hangs::default());
+    let mut settings = Settings::new("hangs", 512, 2048);
+    (settings.queue_depth, settings.timeout) = (8, None);
+    let handler = Arc::new(HangsHere(Arc::clone(&hangs)));
+    block_on(appliance::create_with(system, "app", None, settings.clone(), handler)).unwrap();
+    let completed = Arc::new(AtomicU64::new(0));
+    let has_ended = server.load("app", &completed);
+    let began = std::time::Instant::now();
+    while hangs.hanging.load(Ordering::Acquire) == 0 {
+        assert!(began.elapsed() < PATIENCE);
+        std::thread::yield_now();
+    }
+    // Others are served meanwhile.
+    block_on(malloc::create(system, "malloc", None, malloc::MallocOptions::new(512, 2048))).unwrap();
+    server.check_others("malloc");
+    block_on(appliance::delete(system, "app")).unwrap();
+    (0..2).for_each(|_| has_ended.recv_timeout(PATIENCE).unwrap());
+    assert_eq!(Arc::strong_count(&hangs), 3, "the thread is still in there");
+    settings.handler = "memory".to_string();
+    block_on(appliance::create(system, "app", None, settings)).unwrap();
+    server.check_others("app");
+    // At last it comes back: what it completes is nobody's, and it ends.
+    *hangs.let_go.lock().unwrap() = true;
+    hangs.changed.notify_all();
+    while Arc::strong_count(&hangs) > 1 {
+        assert!(began.elapsed() < PATIENCE, "the thread does not end");
+        std::thread::yield_now();
+    }
+    server.assert_clean("everything");
+    server.threads.stop().unwrap();
 }

@@ -41,13 +41,26 @@ impl Memory {
     /// # Errors
     /// `InvalidInput` for options, of which it has none, and for a device beyond 4 TiB.
     pub fn make(making: &Making<'_>) -> io::Result<Arc<dyn Handler>> {
+        Ok(Arc::new(Memory::new(making)?))
+    }
+
+    /// As [`Memory::make`], for handlers that are built on this one.
+    ///
+    /// # Errors
+    /// As [`Memory::make`].
+    pub fn new(making: &Making<'_>) -> io::Result<Memory> {
         if let Some((key, _)) = making.options.as_object().and_then(|options| options.iter().next()) {
             return Err(invalid(format!("memory has no option '{key}'; leave 'options' out")));
         }
         let store =
             Store { block_size: making.geometry.block_size, chunks: RwLock::default(), held: AtomicU64::new(0) };
         store.resize(making.geometry.num_blocks)?;
-        Ok(Arc::new(Memory { store: Arc::new(store) }))
+        Ok(Memory { store: Arc::new(store) })
+    }
+
+    /// Does what a request asks for, and leaves its end to the caller.
+    pub fn apply(&self, request: &mut Request) -> IoStatus {
+        self.store.apply(request)
     }
 }
 
@@ -109,22 +122,24 @@ struct Store {
 
 impl Store {
     fn handle(&self, mut request: Request) {
-        let status = {
-            let size = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
-            let (num_blocks, chunks) = &*size;
-            let (op, offset) = (request.op(), request.offset_bytes());
-            let inside = request.lba().checked_add(request.blocks()).is_some_and(|end| end <= *num_blocks);
-            match op {
-                Op::Flush => IoStatus::Success,
-                _ if !inside => IoStatus::OutOfRange,
-                Op::Read => self.read(chunks, offset, request.bufs_mut()),
-                Op::Write { .. } => self.write(chunks, offset, request.bufs()),
-                Op::Unmap | Op::WriteZeroes { .. } => self.zero(chunks, offset, request.len_bytes()),
-                Op::Compare => self.compare(chunks, offset, request.bufs()),
-                Op::CompareAndWrite { .. } | Op::Copy { .. } | Op::Reset => IoStatus::NotSupported,
-            }
-        };
+        let status = self.apply(&mut request);
         request.complete(status);
+    }
+
+    fn apply(&self, request: &mut Request) -> IoStatus {
+        let size = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
+        let (num_blocks, chunks) = &*size;
+        let (op, offset) = (request.op(), request.offset_bytes());
+        let inside = request.lba().checked_add(request.blocks()).is_some_and(|end| end <= *num_blocks);
+        match op {
+            Op::Flush => IoStatus::Success,
+            _ if !inside => IoStatus::OutOfRange,
+            Op::Read => self.read(chunks, offset, request.bufs_mut()),
+            Op::Write { .. } => self.write(chunks, offset, request.bufs()),
+            Op::Unmap | Op::WriteZeroes { .. } => self.zero(chunks, offset, request.len_bytes()),
+            Op::Compare => self.compare(chunks, offset, request.bufs()),
+            Op::CompareAndWrite { .. } | Op::Copy { .. } | Op::Reset => IoStatus::NotSupported,
+        }
     }
 
     fn read(&self, chunks: &[Chunk], mut offset: u64, bufs: &mut Buffers) -> IoStatus {

@@ -565,8 +565,9 @@ impl IoRuntime {
     pub(super) fn give_to_module(&mut self, channel: ChannelId, io: Io) {
         let slot = &mut self.channels[channel.0 as usize];
         match slot.module.as_mut() {
-            Some(module) => module.submit(io, &mut IoCx { inner: &mut self.inner, channel }),
-            None => IoCx { inner: &mut self.inner, channel }.complete(io, IoStatus::NoDevice),
+            // A piece of an emulated operation would come behind the abort of everything, and nothing would end it.
+            Some(module) if !slot.removing => module.submit(io, &mut IoCx { inner: &mut self.inner, channel }),
+            _ => IoCx { inner: &mut self.inner, channel }.complete(io, IoStatus::NoDevice),
         }
     }
 

@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use appliance::Capabilities;
+use appliance::{Capabilities, Handler};
 use futures_util::future::{BoxFuture, Either, select};
 use reactor::Clock;
 use schema::ConfigEntry;
@@ -195,6 +195,33 @@ pub async fn create(
         return Err(BdevError::Exists { name: name.to_string() });
     }
     let backend = source::start(system, name, &settings).await?;
+    register(system, name, uuid, settings, backend).await
+}
+
+/// As [`create`], with a handler that is there already. Such a device is made again from a saved configuration only if
+/// [`Settings::handler`] names a handler that does the same.
+///
+/// # Errors
+/// As [`create`].
+pub async fn create_with(
+    system: &Arc<BdevSystem>,
+    name: &str,
+    uuid: Option<Uuid>,
+    settings: Settings,
+    handler: Arc<dyn Handler>,
+) -> Result<Arc<BdevInfo>, BdevError> {
+    check(&settings)?;
+    let backend = source::start_with(system, name, &settings, handler).await?;
+    register(system, name, uuid, settings, backend).await
+}
+
+async fn register(
+    system: &Arc<BdevSystem>,
+    name: &str,
+    uuid: Option<Uuid>,
+    settings: Settings,
+    backend: Arc<dyn Backend>,
+) -> Result<Arc<BdevInfo>, BdevError> {
     let stopping = Arc::clone(&backend);
     let device = Arc::new_cyclic(|me| Device {
         me: Weak::clone(me),
@@ -226,6 +253,15 @@ pub async fn resize(system: &BdevSystem, name: &str, num_blocks: u64) -> Result<
     device.backend.resize(num_blocks).await?;
     device.num_blocks.store(num_blocks, Ordering::Release);
     system.resized(&info).await
+}
+
+/// The numbers of an appliance device, as `bdev_appliance_get_stats` shows them.
+///
+/// # Errors
+/// [`BdevError::NotFound`]; [`BdevError::WrongKind`] for another kind of device.
+pub fn stats(system: &BdevSystem, name: &str) -> Result<Value, BdevError> {
+    let info = system.get(name)?;
+    Ok(super::common::device_as::<Device>(&info, PRODUCT)?.stats())
 }
 
 /// Deletes an appliance device, and waits a moment for its handler to let go of what it has.

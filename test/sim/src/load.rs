@@ -29,6 +29,8 @@ pub struct Faults {
     pub full: bool,
     /// Operations are aborted, by abort, reset or removal.
     pub aborts: bool,
+    /// Whoever does the I/O does anything wrong: operations fail, or run out of time.
+    pub rogue: bool,
 }
 
 /// A device under test, shared by its loads.
@@ -110,6 +112,7 @@ impl Device {
         match status {
             IoStatus::Success => true,
             IoStatus::NoDevice => self.is_removing() || self.bdev.is_removing(),
+            IoStatus::Failed | IoStatus::TimedOut | IoStatus::Aborted if self.faults.rogue => true,
             IoStatus::Aborted => self.faults.aborts || self.bdev.is_removing(),
             IoStatus::ReadError | IoStatus::WriteError => self.faults.media,
             IoStatus::NoSpace => self.faults.full,
@@ -473,6 +476,8 @@ impl Poller for Load {
             // Whether it is found or not: it ends, with its own status or as aborted.
             let found = self.runtime.borrow_mut().abort(channel, IoTag { client: self.client, user: mark });
             pending.aborted |= found;
+            // What it ended is on its way through the layer.
+            busy |= found;
             trace::event("abort", mark, found.into(), 0);
         }
         if busy {

@@ -293,6 +293,14 @@ impl World {
         self.idle
     }
 
+    /// The host does not run the threads of reactors beside the group for a while: to the others they hang.
+    pub fn stall_lone(&mut self, time: Duration) {
+        let until = self.view.sim.now() + time;
+        for slot in &mut self.reactors[self.config.reactors..] {
+            slot.stalled_until = slot.stalled_until.max(until);
+        }
+    }
+
     /// One round of everything.
     ///
     /// # Panics

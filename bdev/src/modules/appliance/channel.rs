@@ -150,7 +150,7 @@ impl ApplianceChannel {
             give_up_at: None,
             reserve: Some(Buffers::heap(RESERVE_BYTES)),
             block_size: geometry.block_size,
-            until_sample: 0,
+            until_sample: device.settings.latency_sample.min(1),
             unflushed: false,
             stats: device.stats.channel(),
             log: Limiter::default(),
@@ -440,11 +440,10 @@ impl IoChannel for ApplianceChannel {
     fn submit(&mut self, io: Io, cx: &mut IoCx<'_>) {
         self.stats.submitted.add(1);
         let deadline = self.device.settings.timeout.map_or(NO_DEADLINE, |timeout| cx.now() + timeout);
-        if !self.waiting.is_empty() {
-            return self.waiting.push_back(Waiting { io, deadline });
-        }
-        if let Err(io) = self.start(io, deadline, cx) {
+        let kept = if self.waiting.is_empty() { self.start(io, deadline, cx) } else { Err(io) };
+        if let Err(io) = kept {
             self.waiting.push_back(Waiting { io, deadline });
+            self.stats.waiting.set(self.waiting.len() as u64);
         }
     }
 
@@ -536,6 +535,7 @@ impl IoChannel for ApplianceChannel {
             let late = self.home.close(ring);
             self.stats.late.add(late as u64);
         }
+        self.stats.abandoned.set(self.overdue());
         self.show();
         self.device.stats.close(&self.stats);
     }

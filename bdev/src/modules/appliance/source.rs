@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use appliance::Handler;
+
 use super::builtin::{self, Maker};
 use super::external::{External, PREFIX};
 use super::inline::OnReactors;
@@ -20,6 +22,19 @@ pub async fn start(system: &Arc<BdevSystem>, bdev: &str, settings: &Settings) ->
     }
     let maker = Maker { system: Arc::clone(system), bdev: bdev.to_string(), settings: settings.clone() };
     let handler = builtin::make(maker).await?;
+    start_with(system, bdev, settings, handler).await
+}
+
+/// As [`start`], with a handler that is there already.
+///
+/// # Errors
+/// As the handler says.
+pub async fn start_with(
+    system: &Arc<BdevSystem>,
+    bdev: &str,
+    settings: &Settings,
+    handler: Arc<dyn Handler>,
+) -> Result<Arc<dyn Backend>, BdevError> {
     if settings.workers == 0 {
         return Ok(OnReactors::new(bdev, handler, settings)?);
     }

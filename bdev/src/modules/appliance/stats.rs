@@ -142,6 +142,8 @@ pub struct ChannelStats {
     pub with_handler: Counter,
     /// Requests that are with the handler although their I/O has ended.
     pub overdue: Counter,
+    /// Requests that were with the handler when their channel closed.
+    pub abandoned: Counter,
     /// From submission until the handler's side took the request.
     pub in_ring: Histogram,
     /// From there until the handler completed it.
@@ -164,8 +166,7 @@ impl ChannelStats {
         self.aborted.add(aborted);
         self.late.add(late);
         self.faults.add(faults);
-        // What is out when a channel closes stays out.
-        self.overdue.add(other.overdue.get());
+        self.abandoned.add(other.abandoned.get());
         self.in_ring.add(&other.in_ring);
         self.in_handler.add(&other.in_handler);
         self.going_home.add(&other.going_home);
@@ -208,6 +209,7 @@ impl DeviceStats {
             sum.add(stats);
             sum.waiting.add(stats.waiting.get());
             sum.with_handler.add(stats.with_handler.get());
+            sum.overdue.add(stats.overdue.get());
         }
         sum
     }
@@ -225,6 +227,7 @@ impl DeviceStats {
             "waiting": sum.waiting.get(),
             "with_handler": sum.with_handler.get(),
             "overdue": sum.overdue.get(),
+            "abandoned": sum.abandoned.get(),
             "latency": {
                 "in_ring": sum.in_ring.to_json(),
                 "in_handler": sum.in_handler.to_json(),

@@ -36,6 +36,7 @@ use serde_json::{Value, json};
 
 use super::port::{Backend, Port, PortCx};
 use super::settings::{Placement, Settings};
+use crate::core::system::Executor;
 use crate::core::{BdevError, BdevSystem};
 
 /// How long a handler may take to make a worker, or to take note of a change of size.
@@ -136,7 +137,8 @@ pub struct Workers {
     placement: Placement,
     range_blocks: u64,
     ended: Arc<Ended>,
-    system: Arc<BdevSystem>,
+    // Not the whole bdev layer, which holds this through its device.
+    executor: Arc<dyn Executor>,
 }
 
 impl Workers {
@@ -160,7 +162,7 @@ impl Workers {
             placement: settings.placement,
             range_blocks: settings.geometry.num_blocks.div_ceil(count as u64).max(1),
             ended: Arc::new(Ended { left: AtomicUsize::new(count), waiters: Mutex::default() }),
-            system: Arc::clone(system),
+            executor: Arc::clone(system.executor()),
         });
         let mut ready = Vec::new();
         for (index, shared) in backend.workers.iter().enumerate() {
@@ -242,7 +244,7 @@ impl Backend for Workers {
     fn resize(&self, num_blocks: u64) -> BoxFuture<'static, Result<(), BdevError>> {
         let (tell, told) = oneshot::channel();
         self.workers[0].call(|control| control.resize.push((num_blocks, tell)));
-        let sleep = self.system.executor().sleep(PATIENCE);
+        let sleep = self.executor.sleep(PATIENCE);
         let doing = format!("telling the handler '{}' of '{}' of its size", self.names.handler, self.names.bdev);
         Box::pin(async move {
             let result = match select(told, sleep).await {
@@ -439,7 +441,7 @@ impl WorkerPoller {
         let cx = self.cx.clone();
         match catch_unwind(AssertUnwindSafe(|| handler.worker(cx))) {
             Ok(made) => self.worker = Some(made?),
-            Err(panic) => return Err(io::Error::other(format!("the handler panicked: {}", message(&panic)))),
+            Err(panic) => return Err(io::Error::other(format!("the handler panicked: {}", message(&*panic)))),
         }
         Ok(())
     }
@@ -477,7 +479,7 @@ impl WorkerPoller {
         for (num_blocks, tell) in resize {
             let result = match &self.handler {
                 Some(handler) => catch_unwind(AssertUnwindSafe(|| handler.resize(num_blocks)))
-                    .unwrap_or_else(|panic| Err(io::Error::other(format!("it panicked: {}", message(&panic))))),
+                    .unwrap_or_else(|panic| Err(io::Error::other(format!("it panicked: {}", message(&*panic))))),
                 None => Err(io::Error::other("it was stopped")),
             };
             let _ = tell.send(result);
@@ -613,6 +615,12 @@ impl Poller for WorkerPoller {
                     "a worker cannot be made again; I/O waits for the next attempt, a second from now"
                 );
                 return Progress::Busy;
+            }
+        }
+        if !self.batch.is_empty() {
+            // The worker left these; their time may be up.
+            for request in self.batch.take_if(|body| body.deadline <= now) {
+                request.complete(IoStatus::TimedOut);
             }
         }
         let count = self.pick_up(now, ROUND);
