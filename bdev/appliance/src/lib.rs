@@ -22,6 +22,7 @@
 //! | [`external`] | handlers in processes of their own, over shared memory |
 //! | [`layout`] | what lies where in that memory |
 //! | [`abi`] | codes of operations and statuses |
+//! | [`shared_object`] | handlers in C, loaded from shared objects |
 //!
 //! # Invariants
 //! - A request ends exactly once: `complete` consumes it, and one that is dropped ends as failed.
@@ -41,6 +42,8 @@ pub mod memory;
 pub mod null;
 pub mod registry;
 pub mod request;
+#[cfg(not(loom))]
+pub mod shared_object;
 pub mod types;
 
 pub use handler::{Batch, Capabilities, Handler, Inline, Making, Worker, WorkerCx};
