@@ -1,6 +1,7 @@
 //! The `ringstone` command: the appliance (`serve`) and its tools.
 #![forbid(unsafe_code)]
 
+mod appliance_command;
 mod bdevperf;
 mod defaults;
 mod discover;
@@ -40,6 +41,8 @@ enum Command {
     Perf(perf::Options),
     /// Put a load on a bdev in this process and report its speed.
     Bdevperf(bdevperf::Options),
+    /// Run a handler in a process of its own, for a bdev whose handler is 'unix:' and a socket.
+    Appliance(appliance_command::Options),
 }
 
 fn main() -> ExitCode {
@@ -50,5 +53,6 @@ fn main() -> ExitCode {
         Command::Discover(options) => discover::main(&options),
         Command::Perf(options) => perf::main(&options),
         Command::Bdevperf(options) => bdevperf::main(&options),
+        Command::Appliance(options) => appliance_command::main(&options),
     }
 }

@@ -1,8 +1,10 @@
 //! From the parameter `handler` to a backend.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use appliance::Handler;
+use appliance::shared_object::SharedObject;
+use appliance::{Handler, Making};
 
 use super::builtin::{self, Maker};
 use super::external::{External, PREFIX};
@@ -19,6 +21,10 @@ use crate::core::{BdevError, BdevSystem};
 pub async fn start(system: &Arc<BdevSystem>, bdev: &str, settings: &Settings) -> Result<Arc<dyn Backend>, BdevError> {
     if settings.handler.starts_with(PREFIX) {
         return Ok(External::start(system, bdev, settings)?);
+    }
+    if settings.handler.starts_with('/') {
+        let handler = in_c(bdev, settings)?;
+        return Ok(Workers::start(system, bdev, handler, settings).await?);
     }
     let maker = Maker { system: Arc::clone(system), bdev: bdev.to_string(), settings: settings.clone() };
     let handler = builtin::make(maker).await?;
@@ -39,4 +45,16 @@ pub async fn start_with(
         return Ok(OnReactors::new(bdev, handler, settings)?);
     }
     Ok(Workers::start(system, bdev, handler, settings).await?)
+}
+
+/// Makes a handler from a shared object.
+fn in_c(bdev: &str, settings: &Settings) -> Result<Arc<dyn Handler>, BdevError> {
+    if settings.workers == 0 {
+        let reason = "handlers in C have threads; give them at least one worker";
+        return Err(BdevError::invalid("workers", 0, reason));
+    }
+    let object = SharedObject::load(Path::new(&settings.handler))
+        .map_err(|error| BdevError::invalid("handler", &settings.handler, error.to_string()))?;
+    let making = Making { bdev, geometry: settings.geometry, options: &settings.options, workers: settings.workers };
+    object.make(&making).map_err(|error| BdevError::host(format!("making the handler for '{bdev}'"), error))
 }
