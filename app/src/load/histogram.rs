@@ -41,11 +41,6 @@ impl Histogram {
         self.max_ns = self.max_ns.max(ns);
     }
 
-    /// Values counted.
-    pub fn count(&self) -> u64 {
-        self.count
-    }
-
     /// The value that so many per cent do not exceed, nanoseconds; 0 without values.
     pub fn percentile_ns(&self, percent: f64) -> u64 {
         let rank = ((self.count as f64 * percent / 100.0).ceil() as u64).clamp(1, self.count.max(1));

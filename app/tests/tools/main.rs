@@ -1,0 +1,10 @@
+//! The tools that reach a target over NVMe-oF, or a bdev in their own process, against the real binary.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bdevperf;
+mod library;
+mod look;
+mod perf;
+mod stage;

@@ -1,0 +1,155 @@
+//! `perf`: what it does, what it counts, and how it ends.
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::common::wait_for;
+use crate::stage::{Stage, parsed, signal, stderr, stdout};
+
+#[test]
+fn every_kind_of_load_runs_and_is_counted() {
+    let stage = Stage::start();
+    for (rw, reads, writes) in
+        [("read", 1, 0), ("write", 0, 1), ("randread", 1, 0), ("randwrite", 0, 1), ("randrw", 1, 1)]
+    {
+        let args = ["--rw", rw, "--count", "600", "--qd", "8", "--queues", "2", "--nsid", "1,2"];
+        let report = stage.json("perf", &args);
+        assert_eq!((report["commands"].as_u64(), report["errors"].as_u64()), (Some(600), Some(0)), "{rw}: {report}");
+        let (read, written) = (report["reads"].as_u64(), report["writes"].as_u64());
+        assert_eq!((read > Some(0), written > Some(0)), (reads == 1, writes == 1), "{rw}: {report}");
+        for key in ["iops", "bytes_per_s", "mean_us", "cpu_s", "seconds"] {
+            assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{rw}: {key} of {report}");
+        }
+        let percentiles = report["percentiles_us"].as_object().expect("a map");
+        assert!(percentiles.contains_key("50") && percentiles.contains_key("99.999"), "{percentiles:?}");
+        assert_eq!(report["latency_from"], "submission");
+    }
+    let text = stdout(&stage.run("perf", &["--rw", "randread", "--time", "0.2", "--warmup", "0"]));
+    assert!(text.contains("IOPS") && text.contains("99.999"), "{text}");
+}
+
+#[test]
+fn digests_and_sizes_of_all_kinds_verify() {
+    let stage = Stage::start();
+    for args in [
+        &["--bs", "512", "--nsid", "1", "--qd", "64"][..],
+        &["--bs", "131072", "--nsid", "all", "--qd", "4", "--rw", "write", "--size", "1048576"],
+        &["--bs", "8192", "--nsid", "2,1", "--queues", "3", "--hdr-digest", "--data-digest", "--qd", "16"],
+    ] {
+        let all = [&["--rw", "randrw", "--count", "3000", "--verify"][..], args].concat();
+        // The last of a kind counts.
+        let all: Vec<&str> = if args.contains(&"write") { all.into_iter().skip(2).collect() } else { all };
+        // A volume that keeps nothing is found out, which is another test's.
+        let all: Vec<&str> = all.into_iter().map(|arg| if arg == "all" { "1,2" } else { arg }).collect();
+        let report = stage.json("perf", &all);
+        let verify = &report["verify"];
+        assert_eq!((verify["mismatches"].as_u64(), verify["complete"].as_bool()), (Some(0), Some(true)), "{report}");
+        assert!(verify["checked_blocks"].as_u64() > Some(100), "{report}");
+    }
+}
+
+#[test]
+fn a_volume_that_forgets_is_found_out() {
+    let stage = Stage::start();
+    let args = ["--rw", "randwrite", "--count", "500", "--verify", "--nsid", "3", "--json"];
+    let output = stage.run("perf", &args);
+    let report = parsed(&output);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(report["verify"]["mismatches"].as_u64() > Some(0), "{report}");
+    assert!(stderr(&output).contains("there are zeroes"), "{}", stderr(&output));
+}
+
+#[test]
+fn at_a_rate_latency_counts_from_when_a_command_was_due() {
+    let stage = Stage::start();
+    let report = stage.json("perf", &["--rw", "randread", "--rate", "500", "--time", "1", "--warmup", "0"]);
+    assert_eq!(report["latency_from"], "schedule");
+    // However slow the machine: no more than were due.
+    let due = 500.0 * report["seconds"].as_f64().expect("a number") + 1.0;
+    let commands = report["commands"].as_f64().expect("a number");
+    assert!(commands > 0.0 && commands <= due, "{report}");
+    assert!(report["late"].is_u64(), "{report}");
+}
+
+#[test]
+fn options_that_make_no_sense_say_what_would() {
+    let stage = Stage::start();
+    for (args, says) in [
+        (&["--rw", "randread", "--verify"][..], "use it with --rw write"),
+        (&["--rw", "randread", "--bs", "700"], "give a multiple of 512"),
+        (&["--rw", "randread", "--bs", "16777216"], "give a smaller one"),
+        (&["--rw", "randread", "--nsid", "7"], "--nsid 7: the subsystem has 1, 2, 3"),
+        (&["--rw", "randread", "--rate=0"], "--rate"),
+        (&["--rw", "write", "--bs", "131072", "--nsid", "1", "--verify"], "lower --qd or --queues"),
+        (&["--rw", "read", "--size", "100"], "less than one command"),
+    ] {
+        let output = stage.run("perf", args);
+        let said = stderr(&output);
+        assert!(!output.status.success() && said.contains(says), "{args:?}: {said}");
+    }
+}
+
+#[track_caller]
+fn end(child: std::process::Child) -> (Option<i32>, Value, String) {
+    let output = child.wait_with_output().expect("it is a child of this process");
+    (output.status.code(), parsed(&output), stderr(&output))
+}
+
+#[test]
+fn an_interrupt_prints_the_result_so_far() {
+    let stage = Stage::start();
+    let child = stage.endless(&["--queues", "2"]);
+    signal(&child, Signal::INT);
+    // As programs that pass signals on do it.
+    signal(&child, Signal::INT);
+    let (code, report, said) = end(child);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!((report["interrupted"].as_bool(), report["errors"].as_u64()), (Some(true), Some(0)), "{report}");
+    assert!(report["commands"].as_u64() > Some(0) && report["iops"].as_f64() > Some(0.0), "{report}");
+}
+
+#[test]
+fn a_target_that_dies_ends_it_with_the_result_so_far() {
+    let stage = Stage::start();
+    let child = stage.endless(&[]);
+    let Stage { server, .. } = stage;
+    server.kill();
+    let (code, report, said) = end(child);
+    assert_eq!(code, Some(1));
+    assert!(report["commands"].as_u64() > Some(0) && report["errors"].as_u64() > Some(0), "{report}");
+    assert!(said.contains("see whether the target still runs"), "{said}");
+    assert!(report["failure"].is_string(), "{report}");
+}
+
+#[test]
+fn a_target_that_hangs_ends_it_too() {
+    let stage = Stage::start();
+    let child = stage.endless(&["--io-timeout", "1"]);
+    stage.server.signal(Signal::STOP);
+    let (code, report, said) = end(child);
+    stage.server.signal(Signal::CONT);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("does not answer") && report["commands"].as_u64() > Some(0), "{said} {report}");
+    // And an interrupt does not wait for one that hangs.
+    let child = stage.endless(&[]);
+    stage.server.signal(Signal::STOP);
+    signal(&child, Signal::INT);
+    let (code, report, said) = end(child);
+    stage.server.signal(Signal::CONT);
+    assert_eq!(report["interrupted"], true, "{code:?} {said}");
+    wait_for("the target still serves", || stage.run("identify", &[]).status.success().then_some(()));
+}
+
+#[test]
+fn a_namespace_that_goes_away_makes_errors_of_one_kind() {
+    let stage = Stage::start();
+    let child = stage.endless(&["--nsid", "1"]);
+    let params = serde_json::json!({"nqn": crate::stage::NQN, "nsid": 1});
+    stage.server.call("nvmf_subsystem_remove_ns", params);
+    signal(&child, Signal::INT);
+    let (_, report, said) = end(child);
+    assert!(report["commands"].as_u64() > Some(0), "{report} {said}");
+    if report["errors"].as_u64() > Some(0) {
+        assert!(report["errors_by_kind"]["Invalid Namespace or Format"].as_u64() > Some(0), "{report}");
+    }
+}
