@@ -23,6 +23,9 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// What a read brings, by offset.
+pub type Pieces = Vec<(u64, Vec<u8>)>;
+
 /// A connection that has chosen its export.
 #[derive(Debug)]
 pub struct Client {
@@ -69,7 +72,7 @@ impl Client {
     }
 
     /// The next whole reply: its cookie, and the pieces of a read by offset or the error.
-    pub fn reply(&mut self) -> Result<(u64, Result<Vec<(u64, Vec<u8>)>, u32>), Failure> {
+    pub fn reply(&mut self) -> Result<(u64, Result<Pieces, u32>), Failure> {
         let (mut pieces, mut error) = (Vec::new(), None);
         loop {
             let mut magic = [0; 4];
@@ -108,14 +111,7 @@ impl Client {
         }
     }
 
-    fn ask(
-        &mut self,
-        command: u16,
-        flags: u16,
-        at: u64,
-        len: u32,
-        data: &[u8],
-    ) -> Result<Vec<(u64, Vec<u8>)>, Failure> {
+    fn ask(&mut self, command: u16, flags: u16, at: u64, len: u32, data: &[u8]) -> Result<Pieces, Failure> {
         let sent = self.send(command, flags, at, len, data)?;
         let (cookie, result) = self.reply()?;
         assert_eq!(cookie, sent);

@@ -9,6 +9,7 @@ pub mod host;
 pub mod initiator;
 pub mod load;
 pub mod model;
+pub mod nbd;
 pub mod net;
 mod park;
 pub mod platform;

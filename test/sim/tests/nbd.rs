@@ -1,0 +1,194 @@
+//! NBD exports on simulated reactors, network and disks, with clients that check what they are told.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bdev::core::BdevSystem;
+use bdev::modules::{malloc, uring};
+use nbd::group::{Loads, NbdGroup};
+use nbd::system::NbdSystem;
+use reactor::buffer::PoolConfig;
+use ringstone_sim::nbd::{Manner, NbdClient, Shared, SharedExport};
+use ringstone_sim::world::WorldView;
+use ringstone_sim::{Model, Rng, Sim, World, WorldConfig, seeds};
+
+/// Seeds of a scenario that once failed, each with what was wrong.
+mod regressions {
+    pub const SERVES: &[u64] = &[];
+    pub const ENDS: &[u64] = &[];
+}
+
+const BDEV: &str = "vol";
+
+fn socket() -> PathBuf {
+    PathBuf::from("/run/vol.sock")
+}
+
+fn world_config(rng: &mut Rng) -> WorldConfig {
+    let mut config = WorldConfig {
+        reactors: 1 + rng.below(3) as usize,
+        io_pool: 256,
+        buffers: PoolConfig { small: 128, medium: 32, large: 16 },
+        sleeps: !rng.one_in(4),
+        ..WorldConfig::default()
+    };
+    if rng.one_in(2) {
+        // So few that everything waits.
+        config.io_pool = 2 << rng.below(3);
+        config.buffers = PoolConfig {
+            small: rng.below(8) as usize,
+            medium: rng.below(3) as usize,
+            large: 4 + rng.below(3) as usize,
+        };
+    }
+    config
+}
+
+async fn create(system: Arc<BdevSystem>, file: bool, block_size: u32, blocks: u64) {
+    let made = if file {
+        let options = uring::FileOptions {
+            flavor: uring::Flavor::Uring,
+            path: "/volumes/vol.img".into(),
+            block_size: Some(block_size),
+            read_only: false,
+            fallocate: None,
+        };
+        uring::create(&system, BDEV, None, options).await
+    } else {
+        let options =
+            malloc::MallocOptions { block_size, num_blocks: blocks, physical_block_size: 0, optimal_io_boundary: 0 };
+        malloc::create(&system, BDEV, None, options).await
+    };
+    made.expect("the volume can be made");
+}
+
+/// An export, and clients of it.
+struct Stage {
+    world: World,
+    nbd: Arc<NbdSystem>,
+    shared: SharedExport,
+    clients: Vec<Rc<RefCell<NbdClient>>>,
+    rng: Rng,
+}
+
+impl Stage {
+    fn new(seed: u64) -> Stage {
+        let mut rng = Rng::new(seed);
+        let sim = Sim::new(seed);
+        let block_size = if rng.one_in(2) { 4096 } else { 512 };
+        sim.disk(|rules| {
+            rules.sector = block_size as usize;
+            rules.volatile_cache = rng.one_in(2);
+            rules.queue_depth = 1 << rng.below(6);
+        });
+        sim.net(|rules| {
+            rules.delay_ns = (1_000, 10_000 + rng.below(500_000));
+            rules.segment = (1, 100 + rng.below(100_000));
+            rules.buffer = (500 + rng.below(5_000), 6_000 + rng.below(400_000));
+        });
+        let config = world_config(&mut rng);
+        let mut world = World::new(&sim, config, rng.next_u64());
+        let (file, blocks) = (rng.one_in(2), 100 + rng.below(300));
+        if file {
+            let bytes = blocks * u64::from(block_size);
+            world.platform().files().create(Path::new("/volumes/vol.img"), bytes).expect("a new file");
+        }
+        let made = create(Arc::clone(world.system()), file, block_size, blocks);
+        world.block_on("the volume", made);
+        let loads = Arc::new(Loads::new(world.reactor_count()));
+        for n in 0..world.reactor_count() {
+            NbdGroup::install(world.context(n), Arc::clone(&loads));
+        }
+        let nbd = NbdSystem::new(Arc::clone(world.system()));
+        let bdev = world.system().get(BDEV).expect("it was just made");
+        let model = Model::new(blocks, block_size, bdev.device().geometry().volatile_cache);
+        let shared = Rc::new(RefCell::new(Shared { model, succeeded: 0, ends: false }));
+        let mut stage = Stage { world, nbd, shared, clients: Vec::new(), rng };
+        stage.export();
+        stage
+    }
+
+    fn export(&mut self) {
+        let nbd = Arc::clone(&self.nbd);
+        let added = async move { nbd.add(BDEV, &socket(), false).await };
+        self.world.block_on("the export", added).expect("it can be exported");
+    }
+
+    fn add_clients(&mut self, requests: u64) {
+        let view = WorldView { sim: Arc::clone(self.world.sim()) };
+        let works = 1 + self.rng.below(4);
+        let others = [Manner::Silent, Manner::Stops, Manner::Deaf];
+        let manners: Vec<Manner> =
+            (0..works).map(|_| Manner::Works).chain(others.into_iter().filter(|_| self.rng.one_in(3))).collect();
+        for manner in manners {
+            let requests = 1 + requests / 2 + self.rng.below(requests);
+            let seed = self.rng.next_u64();
+            let client = NbdClient::new(&view, &socket(), &self.shared, manner, requests, seed);
+            self.world.add_actor(client.clone());
+            self.clients.push(client);
+        }
+    }
+
+    fn wait_for_clients(&mut self) {
+        let clients = self.clients.clone();
+        self.world.run_until("the clients to end", |_| clients.iter().all(|client| client.borrow().is_done()));
+        assert!(self.shared.borrow().succeeded > 0, "nothing succeeded");
+    }
+
+    /// Everything goes, and nothing may be left.
+    fn close(mut self) {
+        self.world.clear_actors();
+        self.clients.clear();
+        let nbd = Arc::clone(&self.nbd);
+        self.world.block_on("the end of the exports", async move { nbd.shut_down().await });
+        let system = Arc::clone(self.world.system());
+        let removed = async move { system.remove(BDEV).await };
+        self.world.block_on("the removal", removed).expect("nobody has it open");
+        self.world.assert_clean();
+        let sim = Arc::clone(self.world.sim());
+        self.world.run_until("sockets to be closed", |_| sim.open_sockets() == 0);
+    }
+}
+
+/// Clients that work are served to the end, whatever others do.
+fn serves(seed: u64) {
+    let mut stage = Stage::new(seed);
+    stage.add_clients(120);
+    stage.wait_for_clients();
+    stage.close();
+}
+
+#[test]
+fn nbd_serves_clients() {
+    seeds::each("nbd_serves_clients", 25, regressions::SERVES, serves);
+}
+
+/// The export is removed and added again and again while clients work; connections break.
+fn ends(seed: u64) {
+    let mut stage = Stage::new(seed);
+    stage.shared.borrow_mut().ends = true;
+    stage.add_clients(150);
+    for _ in 0..1 + stage.rng.below(5) {
+        let wait = Duration::from_nanos(stage.rng.below(10_000_000));
+        stage.world.run_for(wait);
+        if stage.rng.one_in(3) {
+            let sim = Arc::clone(stage.world.sim());
+            sim.break_connections(1 + stage.rng.below(3) as usize);
+            continue;
+        }
+        let nbd = Arc::clone(&stage.nbd);
+        let removed = async move { nbd.remove(&socket()).await };
+        stage.world.block_on("the removal of the export", removed).expect("it ends in time");
+        stage.export();
+    }
+    stage.wait_for_clients();
+    stage.close();
+}
+
+#[test]
+fn nbd_exports_end_under_load() {
+    seeds::each("nbd_exports_end_under_load", 25, regressions::ENDS, ends);
+}
