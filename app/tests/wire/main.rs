@@ -8,6 +8,7 @@ mod common;
 
 mod commands;
 mod crowd;
+mod external;
 mod fabrics;
 mod framing;
 mod host;
