@@ -20,6 +20,7 @@ use std::time::Duration;
 use bdev::core::{BdevSystem, IoRuntime, RuntimeConfig};
 use bdev::rpc::{BdevConfig, IobufConfig};
 use futures_util::future::BoxFuture;
+use initiator::InitiatorSystem;
 use nbd::group::NbdGroup;
 use nbd::system::NbdSystem;
 use nvmf::target::poll_group::groups::PollGroups;
@@ -222,6 +223,7 @@ fn install(
     tracing::info!(reactor = cx.id().0, files = runtime.borrow().file_mode(), "reactor ready");
     PollGroup::install(cx, Arc::clone(controllers), Arc::clone(loads));
     NbdGroup::install(cx, Arc::clone(nbd_loads));
+    initiator::Part::install(cx);
     Ok(())
 }
 
@@ -264,6 +266,7 @@ struct Appliance {
     bdevs: Arc<BdevSystem>,
     nvmf: Arc<NvmfSystem>,
     nbd: Arc<NbdSystem>,
+    initiator: Arc<InitiatorSystem>,
     table: Arc<Table>,
     state: Arc<StateDir>,
     stop: watch::Sender<bool>,
@@ -278,6 +281,7 @@ impl Appliance {
         let groups = Arc::new(PollGroups::new(reactors.clone()));
         let nvmf = NvmfSystem::new(Arc::clone(&bdevs), parts.controllers, transports, groups);
         let nbd = NbdSystem::new(Arc::clone(&bdevs));
+        let initiator = InitiatorSystem::new(&bdevs);
         let (stop, _) = watch::channel(false);
         let starter = Starter { stop: stop.clone() };
         let numbers = Reactors::new(reactors, parts.policy, Arc::new(channels));
@@ -285,6 +289,7 @@ impl Appliance {
         let saving = Arc::clone(&state);
         let table = Table::builder(Arc::new(starter))
             .add(&bdevs, &bdev_methods)
+            .add(&initiator, initiator::rpc::methods())
             .add(&nvmf, nvmf::rpc::methods())
             .add(&nbd, nbd::rpc::methods())
             .source(Arc::new(IobufConfig(Arc::clone(&bdevs))))
@@ -303,7 +308,7 @@ impl Appliance {
             }))
             .build()
             .map_err(|e| format!("the method table is inconsistent: {e}"))?;
-        Ok(Appliance { bdevs, nvmf, nbd, table: Arc::new(table), state, stop })
+        Ok(Appliance { bdevs, nvmf, nbd, initiator, table: Arc::new(table), state, stop })
     }
 
     async fn serve(&self, options: &Options, cores: &[usize]) -> Result<(), String> {
@@ -343,7 +348,12 @@ impl Appliance {
         }
         let served = serving.await;
         tracing::info!("stopping");
-        let ended = futures_util::future::join(self.nvmf.shut_down(), self.nbd.shut_down());
+        let fronts = futures_util::future::join(self.nvmf.shut_down(), self.nbd.shut_down());
+        // Remote controllers are left when nobody uses their namespaces any more.
+        let ended = async {
+            fronts.await;
+            self.initiator.shut_down().await;
+        };
         if tokio::time::timeout(STOP_PATIENCE, ended).await.is_err() {
             tracing::warn!("commands of hosts were still outstanding when the server stopped");
         }

@@ -68,6 +68,7 @@ impl ConfigSource for BdevConfig {
             "bdev_auto_examine": options.auto_examine,
         });
         let mut entries = vec![ConfigEntry::new("bdev_set_options", params)];
+        entries.extend(self.0.base_config());
         for info in self.0.list().iter().filter(|info| !info.is_removing()) {
             entries.extend(info.device().config(info));
         }

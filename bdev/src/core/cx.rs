@@ -1,6 +1,7 @@
 //! What the layer lends to a module: while it handles an I/O, and while a channel opens or closes.
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use reactor::file::{File, FileOp, FileRequest, FileSlot};
@@ -108,6 +109,11 @@ impl ChannelCx<'_> {
     /// What reaches the reactor that the channel is on.
     pub fn handle(&self) -> ReactorHandle {
         self.runtime.group[self.runtime.reactor.0 as usize].clone()
+    }
+
+    /// What the module has on this reactor besides its channels ([`IoRuntime::attach`]).
+    pub fn attached<T: 'static>(&self) -> Option<Rc<T>> {
+        self.runtime.attached()
     }
 
     /// What wakes the reactor that the channel is on.

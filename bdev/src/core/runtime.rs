@@ -12,6 +12,7 @@
 //! its depth). Sagas that need bounce memory wait in `bounce_waiters`; one reserved buffer guarantees that the first of
 //! them goes on.
 
+use std::any::{Any, TypeId};
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -141,6 +142,8 @@ pub struct IoRuntime {
     pub(super) reserve: Option<Buffers>,
     outbox: VecDeque<(ReactorId, Message)>,
     closing: Vec<ChannelId>,
+    /// What modules have on this reactor besides their channels.
+    attached: HashMap<TypeId, Rc<dyn Any>>,
 }
 
 /// The runtime as others on the reactor hold it.
@@ -173,6 +176,7 @@ impl IoRuntime {
         }
         let mut built = IoRuntime::build(cx, config)?;
         built.clients = std::mem::take(&mut self.clients);
+        built.attached = std::mem::take(&mut self.attached);
         *self = built;
         Ok(())
     }
@@ -206,6 +210,7 @@ impl IoRuntime {
             reserve: Some(Buffers::heap(BOUNCE_BYTES)),
             outbox: VecDeque::new(),
             closing: Vec::new(),
+            attached: HashMap::new(),
         })
     }
 
@@ -221,6 +226,17 @@ impl IoRuntime {
     /// As [`IoRuntime::of`], before it may have been installed.
     pub fn try_of(cx: &Context) -> Option<SharedRuntime> {
         cx.get::<RuntimeSlot>().map(|slot| Rc::clone(&slot.0))
+    }
+
+    /// Keeps what a module has on this reactor besides its channels, for
+    /// [`ChannelCx::attached`](super::ChannelCx::attached): one value of each type.
+    pub fn attach<T: 'static>(&mut self, value: Rc<T>) {
+        self.attached.insert(TypeId::of::<T>(), value);
+    }
+
+    /// What was kept by [`IoRuntime::attach`].
+    pub fn attached<T: 'static>(&self) -> Option<Rc<T>> {
+        self.attached.get(&TypeId::of::<T>()).and_then(|value| Rc::clone(value).downcast().ok())
     }
 
     fn blank(home: &Home) -> Box<IoBody> {

@@ -10,7 +10,7 @@ use futures_util::future::{BoxFuture, Either, select};
 use reactor::buffer::ClassStats;
 use reactor::reactor::{Gone, LoneReactor};
 use reactor::{Platform, ReactorHandle, ReactorId};
-use schema::{Errno, RpcError};
+use schema::{ConfigEntry, Errno, RpcError};
 use uuid::Uuid;
 
 use super::channel::Bdev;
@@ -235,7 +235,11 @@ pub struct BdevSystem {
     platform: Arc<dyn Platform>,
     executor: Arc<dyn Executor>,
     options: Mutex<Options>,
+    base_config: Mutex<Vec<BaseConfig>>,
 }
+
+/// Calls that make base devices which no device of their own tells about.
+pub type BaseConfig = Box<dyn Fn() -> Vec<ConfigEntry> + Send + Sync>;
 
 /// `bdev_set_options`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,7 +284,8 @@ impl BdevSystem {
         platform: Arc<dyn Platform>,
         executor: Arc<dyn Executor>,
     ) -> Arc<BdevSystem> {
-        Arc::new(BdevSystem { registry: Arc::default(), reactors, platform, executor, options: Mutex::default() })
+        let (options, base_config) = (Mutex::default(), Mutex::default());
+        Arc::new(BdevSystem { registry: Arc::default(), reactors, platform, executor, options, base_config })
     }
 
     /// The reactors.
@@ -296,6 +301,16 @@ impl BdevSystem {
     /// Who runs tasks of the control plane.
     pub fn executor(&self) -> &Arc<dyn Executor> {
         &self.executor
+    }
+
+    /// From now on these calls are saved, before those of all devices.
+    pub fn add_base_config(&self, calls: BaseConfig) {
+        self.base_config.lock().unwrap_or_else(PoisonError::into_inner).push(calls);
+    }
+
+    /// The calls of [`BdevSystem::add_base_config`].
+    pub fn base_config(&self) -> Vec<ConfigEntry> {
+        self.base_config.lock().unwrap_or_else(PoisonError::into_inner).iter().flat_map(|calls| calls()).collect()
     }
 
     /// The options in force.

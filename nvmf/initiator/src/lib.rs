@@ -1,0 +1,56 @@
+//! Remote NVMe-oF namespaces as bdevs.
+//!
+//! ```text
+//!  bdev layer --submit--> head ---> local path ---> I/O queue        one of each a reactor
+//!                          |  waits: no path, queue full
+//!                          |  held: a write whose fate is unknown
+//!  control plane <--news-- home: admin queue, keep-alive, recovery   on one reactor a path
+//! ```
+//!
+//! | room | concern |
+//! |---|---|
+//! | [`path`] | what all reactors know of a path: its associations, and which of them have ended for sure |
+//! | [`home`] | a path's control state machine, on one reactor |
+//! | [`part`] | one reactor's queues, and the I/O on them |
+//! | [`head`] | one reactor's way into one bdev: choice of the path, waiting, holding |
+//! | [`policy`] | which path is chosen |
+//! | [`disk`] | the bdev |
+//! | [`system`] | the control plane: attach, detach, bdevs that follow their namespaces |
+//! | [`rpc`] | the `bdev_nvme_*` methods |
+//!
+//! # When I/O in flight on a lost path is sent again
+//! A command whose connection is lost may have been executed, may be executed later, or never.
+//! - What only reads, and Flush, is sent again at once, on any path.
+//! - What writes is *held* until its association is *fenced*: until it is known that the controller which may still have the
+//!   command can execute nothing any more. It completes no sooner, not even as failed. An association is fenced when all its
+//!   queues are closed on this side and either the controller has acknowledged its shutdown (CC.SHN, then CSTS.SHST =
+//!   complete), or twice its keep-alive timeout and its command quiesce time (CQT) have passed since: the controller,
+//!   which hears nothing, has ended the association by then (Base 3.9 and 9.6).
+//! - A held write, write-zeroes, unmap or copy is then sent again; a compare-and-write would do something else the second
+//!   time and ends as aborted.
+//! - What overlaps a held write and was submitted on the same reactor waits behind it, if it writes. Writes of several
+//!   reactors that overlap and are outstanding at once have no order, as everywhere in the layer.
+//!
+//! So a write that has been completed, well or badly, never lands afterwards, and none that was acknowledged is overwritten
+//! by an older one.
+//!
+//! A command that was completed with a path-related status was not executed, and is sent again on another path, or when the
+//! access states have changed.
+//!
+//! # Bounds
+//! What waits or is held is bounded by the reactor's I/O pool. It waits as long as a path may come back:
+//! `fast_io_fail_timeout_sec`, then `ctrlr_loss_timeout_sec`; while every path is inaccessible, for the transition time that
+//! the controller gives (ANATT).
+#![forbid(unsafe_code)]
+
+pub mod disk;
+pub mod head;
+pub mod home;
+pub mod part;
+pub mod path;
+pub mod policy;
+pub mod rpc;
+pub mod system;
+
+pub use part::Part;
+pub use system::InitiatorSystem;

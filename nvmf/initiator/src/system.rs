@@ -1,0 +1,608 @@
+//! The control plane: controllers are attached and detached, bdevs follow their namespaces.
+//!
+//! # Following
+//! Whatever a path publishes starts a task, unless one is waiting already, that compares all that the controller's paths
+//! know with the bdevs there are: namespaces that are new are registered, those that are gone are removed under whatever
+//! load, sizes are passed on, paths that were given up are forgotten. One thing at a time changes a controller; calls and
+//! these tasks take turns.
+
+mod error;
+mod follow;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bdev::core::{BdevError, BdevSystem};
+use futures_channel::oneshot;
+use nvmf::host::{Options as HostOptions, ReconnectPolicy};
+use nvmf::tcp::host_transport::TcpConnector;
+use reactor::ReactorId;
+use schema::ConfigEntry;
+use serde_json::{Value, json};
+
+use crate::disk::Disk;
+use crate::home::Then;
+use crate::part::Part;
+use crate::path::{Address, Path};
+use crate::policy::Mode;
+
+pub use error::InitiatorError;
+
+/// How often a removal that goes on in the background is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Controllers that may be attached.
+pub const MAX_CONTROLLERS: usize = 1024;
+/// Paths that a controller may have.
+pub const MAX_PATHS: usize = 16;
+
+/// What a second path to an attached controller is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Multipath {
+    /// There is none: the name has to be new.
+    Disable,
+    /// To have another way when the first is lost.
+    Failover,
+    /// To be used as the policy says.
+    Multipath,
+}
+
+/// A call of `bdev_nvme_attach_controller`.
+#[derive(Clone, Debug)]
+pub struct Attach {
+    /// Name of the controller.
+    pub name: String,
+    /// Where it is.
+    pub address: Address,
+    /// Digests of headers and of data.
+    pub digests: (bool, bool),
+    /// What the path is for.
+    pub multipath: Multipath,
+    /// What happens when it is lost.
+    pub reconnect: ReconnectPolicy,
+    /// How long each step of connecting may take.
+    pub step_timeout: Option<Duration>,
+    /// How a path is chosen, for bdevs to come.
+    pub mode: Option<Mode>,
+    /// The most bdevs.
+    pub max_bdevs: usize,
+    /// The call's parameters, for saving it.
+    pub params: Value,
+}
+
+/// What `bdev_nvme_set_options` sets, for controllers that are attached afterwards.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Keep-alive timeout, milliseconds.
+    pub kato_ms: u32,
+    /// Commands outstanding on an I/O queue.
+    pub io_depth: u16,
+    /// How long an I/O command may take.
+    pub io_timeout: Duration,
+    /// How long an admin command may take.
+    pub admin_timeout: Duration,
+    /// `ctrlr_loss_timeout_sec`, `reconnect_delay_sec`, `fast_io_fail_timeout_sec`.
+    pub reconnect: (i64, u64, u64),
+    /// How a path is chosen.
+    pub mode: Mode,
+    /// The call that set them, if there was one.
+    pub params: Option<Value>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            kato_ms: 10_000,
+            io_depth: 512,
+            io_timeout: Duration::from_secs(30),
+            admin_timeout: Duration::from_secs(5),
+            reconnect: (0, 0, 0),
+            mode: Mode::default(),
+            params: None,
+        }
+    }
+}
+
+/// A path of a controller.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// The path.
+    pub path: Arc<Path>,
+    /// The call that made it.
+    params: Value,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    members: Vec<Member>,
+    disks: BTreeMap<u32, Arc<Disk>>,
+    mode: Mode,
+    max_bdevs: usize,
+    /// It is no longer in the list.
+    over: bool,
+}
+
+/// A controller: a name, and the paths to one subsystem under it.
+pub struct Group {
+    /// The name.
+    pub name: String,
+    system: Weak<InitiatorSystem>,
+    /// Held while something about it changes.
+    turn: futures_util::lock::Mutex<()>,
+    inner: Mutex<Inner>,
+    /// A task that follows the news waits for its turn.
+    following: AtomicBool,
+}
+
+impl Group {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its paths.
+    pub fn paths(&self) -> Vec<Arc<Path>> {
+        self.inner().members.iter().map(|member| Arc::clone(&member.path)).collect()
+    }
+
+    /// Its bdevs.
+    pub fn disks(&self) -> Vec<Arc<Disk>> {
+        self.inner().disks.values().filter(|disk| !disk.is_removed()).cloned().collect()
+    }
+}
+
+#[derive(Default)]
+struct State {
+    groups: BTreeMap<String, Arc<Group>>,
+    settings: Settings,
+}
+
+/// The initiator's control plane, and the context of the `bdev_nvme_*` methods.
+pub struct InitiatorSystem {
+    bdevs: Arc<BdevSystem>,
+    state: Mutex<State>,
+    hostid: [u8; 16],
+    hostnqn: String,
+    next_path: AtomicU64,
+}
+
+impl InitiatorSystem {
+    /// An initiator without controllers, over reactors on each of which [`Part::install`] was called.
+    pub fn new(bdevs: &Arc<BdevSystem>) -> Arc<InitiatorSystem> {
+        let uuid = bdevs.random_uuid();
+        let system = Arc::new(InitiatorSystem {
+            bdevs: Arc::clone(bdevs),
+            state: Mutex::default(),
+            hostid: *uuid.as_bytes(),
+            hostnqn: format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}"),
+            next_path: AtomicU64::new(1),
+        });
+        let saved = Arc::downgrade(&system);
+        bdevs.add_base_config(Box::new(move || saved.upgrade().map_or_else(Vec::new, |system| system.save())));
+        system
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bdev layer.
+    pub fn bdevs(&self) -> &Arc<BdevSystem> {
+        &self.bdevs
+    }
+
+    /// NQN of this host where none is given; another one with each start.
+    pub fn hostnqn(&self) -> &str {
+        &self.hostnqn
+    }
+
+    /// The options in force.
+    pub fn settings(&self) -> Settings {
+        self.state().settings.clone()
+    }
+
+    /// Sets the options.
+    ///
+    /// # Errors
+    /// [`InitiatorError::InUse`] when controllers are attached.
+    pub fn set_settings(&self, settings: Settings) -> Result<(), InitiatorError> {
+        let mut state = self.state();
+        if !state.groups.is_empty() {
+            return Err(InitiatorError::InUse);
+        }
+        state.settings = settings;
+        Ok(())
+    }
+
+    /// The controllers.
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        self.state().groups.values().cloned().collect()
+    }
+
+    /// The controller `name`.
+    ///
+    /// # Errors
+    /// [`InitiatorError::NotFound`].
+    pub fn group(&self, name: &str) -> Result<Arc<Group>, InitiatorError> {
+        self.state().groups.get(name).cloned().ok_or_else(|| InitiatorError::NotFound { name: name.to_string() })
+    }
+
+    /// Runs `work` to its end, also when the caller loses interest.
+    async fn finish<R: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<R, InitiatorError>> + Send + 'static,
+    ) -> Result<R, InitiatorError> {
+        let (send, receive) = oneshot::channel();
+        self.bdevs.executor().spawn(Box::pin(async move {
+            let _ = send.send(work.await);
+        }));
+        receive.await.unwrap_or(Err(InitiatorError::Stopping))
+    }
+
+    // ---- attach ----------------------------------------------------------------------------------------------------
+
+    /// Attaches a controller, or another path of one; the names of the bdevs on that path.
+    ///
+    /// # Errors
+    /// As they say.
+    pub async fn attach(self: &Arc<Self>, request: Attach) -> Result<Vec<String>, InitiatorError> {
+        let system = Arc::clone(self);
+        self.finish(async move { system.attach_to_end(request).await }).await
+    }
+
+    async fn attach_to_end(self: Arc<Self>, request: Attach) -> Result<Vec<String>, InitiatorError> {
+        let group = self.group_for(&request)?;
+        let turn = group.turn.lock().await;
+        let attached = self.attach_path(&group, request).await;
+        let empty = group.inner().members.is_empty();
+        if empty {
+            self.forget(&group);
+        }
+        drop(turn);
+        attached
+    }
+
+    fn group_for(self: &Arc<Self>, request: &Attach) -> Result<Arc<Group>, InitiatorError> {
+        let mut state = self.state();
+        if let Some(group) = state.groups.get(&request.name) {
+            return Ok(Arc::clone(group));
+        }
+        if state.groups.len() >= MAX_CONTROLLERS {
+            return Err(InitiatorError::TooMany { what: "controllers", limit: MAX_CONTROLLERS });
+        }
+        let inner = Inner {
+            mode: request.mode.unwrap_or(state.settings.mode),
+            max_bdevs: request.max_bdevs,
+            ..Inner::default()
+        };
+        let group = Arc::new(Group {
+            name: request.name.clone(),
+            system: Arc::downgrade(self),
+            turn: futures_util::lock::Mutex::new(()),
+            inner: Mutex::new(inner),
+            following: AtomicBool::new(false),
+        });
+        state.groups.insert(request.name.clone(), Arc::clone(&group));
+        Ok(group)
+    }
+
+    /// Whether the controller can have this path.
+    fn check(&self, group: &Group, request: &Attach) -> Result<(), InitiatorError> {
+        let inner = group.inner();
+        let name = request.name.clone();
+        if inner.over {
+            return Err(InitiatorError::BeingDetached { name });
+        }
+        let Some(first) = inner.members.first() else { return Ok(()) };
+        if request.multipath == Multipath::Disable {
+            return Err(InitiatorError::Exists { name });
+        }
+        let (old, new) = (&first.path.address, &request.address);
+        if old.subnqn != new.subnqn {
+            return Err(InitiatorError::OtherSubsystem { name, is: old.subnqn.clone() });
+        }
+        if old.hostnqn != new.hostnqn {
+            return Err(InitiatorError::OtherHost { name, is: old.hostnqn.clone() });
+        }
+        if inner.members.iter().any(|member| member.path.address.is_same_port(new)) {
+            return Err(InitiatorError::SamePath { name, path: new.to_string() });
+        }
+        if inner.members.len() >= MAX_PATHS {
+            return Err(InitiatorError::TooMany { what: "paths of a controller", limit: MAX_PATHS });
+        }
+        Ok(())
+    }
+
+    async fn attach_path(self: &Arc<Self>, group: &Arc<Group>, request: Attach) -> Result<Vec<String>, InitiatorError> {
+        self.check(group, &request)?;
+        let path = self.connect(group, &request).await?;
+        if let Err(error) = self.check_namespaces(group, &path) {
+            let _ = self.end(&path, Then::Detach).await;
+            return Err(error);
+        }
+        group.inner().members.push(Member { path: Arc::clone(&path), params: request.params });
+        self.follow(group).await;
+        let disks = group.disks();
+        let on_path = |disk: &&Arc<Disk>| disk.paths().iter().any(|route| Arc::ptr_eq(&route.path, &path));
+        Ok(disks.iter().filter(on_path).map(|disk| disk.name.clone()).collect())
+    }
+
+    /// Connects a path for the first time.
+    async fn connect(self: &Arc<Self>, group: &Arc<Group>, request: &Attach) -> Result<Arc<Path>, InitiatorError> {
+        let settings = self.settings();
+        let reactors = self.bdevs.reactors();
+        let id = self.next_path.fetch_add(1, Ordering::Relaxed);
+        let home = ReactorId((id % reactors.len() as u64) as u32);
+        let news = Arc::downgrade(group);
+        let on_news = Box::new(move || {
+            if let Some(group) = news.upgrade() {
+                group.has_news();
+            }
+        });
+        let path = Path::new(id, request.address.clone(), home, on_news);
+        let options = HostOptions {
+            subnqn: request.address.subnqn.clone(),
+            hostnqn: request.address.hostnqn.clone(),
+            hostid: self.hostid_of(&request.address.hostnqn),
+            discovery: false,
+            io_queues: u16::try_from(reactors.len()).unwrap_or(u16::MAX),
+            io_depth: settings.io_depth,
+            step_timeout: request.step_timeout.unwrap_or(settings.admin_timeout),
+            io_timeout: settings.io_timeout,
+            kato_ms: settings.kato_ms,
+            reconnect: request.reconnect,
+            ..HostOptions::default()
+        };
+        let connector = Arc::new(TcpConnector {
+            network: self.bdevs.platform().network(),
+            address: request.address.socket,
+            header_digest: request.digests.0,
+            data_digest: request.digests.1,
+        });
+        let begun = Arc::clone(&path);
+        let connected = reactors[home.0 as usize].call_deferred(move |cx, reply| {
+            let now = cx.now();
+            Part::of(cx).borrow_mut().add_home(begun, connector, options, reply, now);
+        });
+        let to = request.address.to_string();
+        connected.await?.map_err(|why| InitiatorError::Connect { to, why })?;
+        let granted = path.view().association.as_ref().map_or(0, |association| association.queues.len());
+        if granted < reactors.len() {
+            let _ = self.end(&path, Then::Detach).await;
+            return Err(InitiatorError::FewQueues { granted, wanted: reactors.len() });
+        }
+        Ok(path)
+    }
+
+    /// One identifier for each name that this host goes by.
+    fn hostid_of(&self, hostnqn: &str) -> [u8; 16] {
+        let mut id = self.hostid;
+        if hostnqn != self.hostnqn {
+            for (n, byte) in hostnqn.bytes().enumerate() {
+                id[n % 16] = id[n % 16].rotate_left(3) ^ byte;
+            }
+        }
+        id
+    }
+
+    /// Namespaces with the same number have to be the same, and have a name that shows it.
+    fn check_namespaces(&self, group: &Group, path: &Path) -> Result<(), InitiatorError> {
+        let inner = group.inner();
+        for (nsid, namespace) in &path.view().namespaces {
+            let Some(disk) = inner.disks.get(nsid).filter(|disk| !disk.is_removed()) else { continue };
+            if !disk.is_same(namespace) {
+                return Err(InitiatorError::OtherNamespace { nsid: *nsid, bdev: disk.name.clone() });
+            }
+            let identity = &namespace.identity;
+            if identity.nguid.is_none() && identity.eui64.is_none() && identity.uuid.is_none() {
+                return Err(InitiatorError::NamelessNamespace { nsid: *nsid });
+            }
+        }
+        Ok(())
+    }
+
+    // ---- detach and the like ---------------------------------------------------------------------------------------
+
+    /// Has a path's home end its association.
+    async fn end(&self, path: &Arc<Path>, then: Then) -> Result<(), InitiatorError> {
+        let id = path.id;
+        let ended = self.bdevs.reactors()[path.home.0 as usize].call_deferred(move |cx, reply| {
+            let part = Part::of(cx);
+            part.borrow_mut().end(cx, id, then, reply);
+        });
+        ended.await?.map_err(|why| InitiatorError::Refused { path: path.address.to_string(), why })
+    }
+
+    /// Detaches the paths of a controller that `which` names; with the last one, the controller.
+    ///
+    /// # Errors
+    /// [`InitiatorError::NotFound`], [`InitiatorError::NoSuchPath`]; [`BdevError::StillDraining`] when I/O does not end: the
+    /// rest happens in the background then.
+    pub async fn detach(
+        self: &Arc<Self>,
+        name: &str,
+        which: impl Fn(&Address) -> bool + Send + 'static,
+    ) -> Result<(), InitiatorError> {
+        let group = self.group(name)?;
+        let system = Arc::clone(self);
+        let (send, receive) = oneshot::channel();
+        self.bdevs.executor().spawn(Box::pin(async move {
+            let mut answer = Some(send);
+            let result = system.detach_to_end(&group, which, &mut answer).await;
+            if let Some(answer) = answer {
+                let _ = answer.send(result);
+            }
+        }));
+        receive.await.unwrap_or(Err(InitiatorError::Stopping))
+    }
+
+    async fn detach_to_end(
+        &self,
+        group: &Arc<Group>,
+        which: impl Fn(&Address) -> bool + Send + 'static,
+        answer: &mut Option<oneshot::Sender<Result<(), InitiatorError>>>,
+    ) -> Result<(), InitiatorError> {
+        let turn = group.turn.lock().await;
+        let leaving: Vec<Arc<Path>> = group.paths().into_iter().filter(|path| which(&path.address)).collect();
+        if leaving.is_empty() {
+            return Err(InitiatorError::NoSuchPath { name: group.name.clone() });
+        }
+        leaving.iter().for_each(|path| path.leaving.store(true, Ordering::Release));
+        self.follow(group).await;
+        // What does not end in its time ends later; the paths stay as long as it may need them.
+        for disk in group
+            .disks()
+            .iter()
+            .filter(|disk| disk.paths().iter().all(|route| route.path.leaving.load(Ordering::Acquire)))
+        {
+            while !disk.is_removed() {
+                if let (Some(answer), Err(error)) = (answer.take(), self.bdevs.remove(&disk.name).await) {
+                    let _ = answer.send(Err(error.into()));
+                }
+                self.bdevs.executor().sleep(LOOK_AGAIN).await;
+            }
+        }
+        let mut result = Ok(());
+        for path in &leaving {
+            result = result.and(self.end(path, Then::Detach).await);
+        }
+        let empty = {
+            let mut inner = group.inner();
+            inner.members.retain(|member| !leaving.iter().any(|path| Arc::ptr_eq(path, &member.path)));
+            inner.members.is_empty()
+        };
+        if empty {
+            self.forget(group);
+        }
+        drop(turn);
+        result
+    }
+
+    /// The controller has no path left.
+    fn forget(&self, group: &Arc<Group>) {
+        group.inner().over = true;
+        let mut state = self.state();
+        if state.groups.get(&group.name).is_some_and(|known| Arc::ptr_eq(known, group)) {
+            state.groups.remove(&group.name);
+        }
+    }
+
+    /// The paths of a controller, or the one whose controller has the identifier `cntlid`.
+    fn paths_of(&self, name: &str, cntlid: Option<u16>) -> Result<Vec<Arc<Path>>, InitiatorError> {
+        let mut paths = self.group(name)?.paths();
+        if let Some(cntlid) = cntlid {
+            let has = |path: &Arc<Path>| path.view().association.as_ref().is_some_and(|a| a.cntlid == cntlid);
+            paths.retain(has);
+            if paths.is_empty() {
+                return Err(InitiatorError::NoSuchCntlid { name: name.to_string(), cntlid });
+            }
+        }
+        Ok(paths)
+    }
+
+    /// Connects a controller's paths anew, one after the other.
+    ///
+    /// # Errors
+    /// As they say; the rest of the paths is reset all the same.
+    pub async fn reset(self: &Arc<Self>, name: &str, cntlid: Option<u16>) -> Result<(), InitiatorError> {
+        self.for_each(name, cntlid, Then::Reconnect).await
+    }
+
+    /// Ends the connections of a controller's paths until they are enabled.
+    ///
+    /// # Errors
+    /// As they say.
+    pub async fn disable(self: &Arc<Self>, name: &str, cntlid: Option<u16>) -> Result<(), InitiatorError> {
+        self.for_each(name, cntlid, Then::Disable).await
+    }
+
+    async fn for_each(self: &Arc<Self>, name: &str, cntlid: Option<u16>, then: Then) -> Result<(), InitiatorError> {
+        let paths = self.paths_of(name, cntlid)?;
+        let system = Arc::clone(self);
+        self.finish(async move {
+            let mut result = Ok(());
+            for path in paths {
+                result = result.and(system.end(&path, then).await);
+            }
+            result
+        })
+        .await
+    }
+
+    /// Connects a controller's paths that were disabled.
+    ///
+    /// # Errors
+    /// As they say.
+    pub async fn enable(self: &Arc<Self>, name: &str, cntlid: Option<u16>) -> Result<(), InitiatorError> {
+        let paths = self.paths_of(name, cntlid)?;
+        let reactors = self.bdevs.reactors().to_vec();
+        self.finish(async move {
+            let mut result = Ok(());
+            for path in paths {
+                let id = path.id;
+                let enabled = reactors[path.home.0 as usize].call_deferred(move |cx, reply| {
+                    let now = cx.now();
+                    Part::of(cx).borrow_mut().enable(id, reply, now);
+                });
+                let enabled = enabled.await.map_err(InitiatorError::from);
+                let refused = |why| InitiatorError::Refused { path: path.address.to_string(), why };
+                result = result.and(enabled.and_then(|enabled| enabled.map_err(refused)));
+            }
+            result
+        })
+        .await
+    }
+
+    /// Ends all connections in good order, for the end of the process. Bdevs stay, without paths.
+    pub async fn shut_down(self: &Arc<Self>) {
+        let paths: Vec<Arc<Path>> = self.groups().iter().flat_map(|group| group.paths()).collect();
+        for path in &paths {
+            path.leaving.store(true, Ordering::Release);
+        }
+        let ends = paths.iter().map(|path| self.end(path, Then::Detach));
+        futures_util::future::join_all(ends).await;
+    }
+
+    /// The bdev `name`, if a controller made it.
+    ///
+    /// # Errors
+    /// [`BdevError::NotFound`], [`BdevError::WrongKind`].
+    pub fn disk(&self, name: &str) -> Result<Arc<Disk>, InitiatorError> {
+        let info = self.bdevs.get(name)?;
+        Disk::of(&info).ok_or_else(|| BdevError::wrong_kind(&info, crate::disk::PRODUCT).into())
+    }
+
+    /// The calls that bring all of this back.
+    fn save(&self) -> Vec<ConfigEntry> {
+        let mut entries = Vec::new();
+        if let Some(params) = &self.state().settings.params {
+            entries.push(ConfigEntry::new("bdev_nvme_set_options", params.clone()));
+        }
+        for group in self.groups() {
+            let inner = group.inner();
+            let members = inner.members.iter().filter(|member| !member.path.leaving.load(Ordering::Acquire));
+            entries.extend(members.map(|m| ConfigEntry::new("bdev_nvme_attach_controller", m.params.clone())));
+            let changed = inner.disks.values().filter(|disk| !disk.is_removed() && disk.mode() != inner.mode);
+            for disk in changed {
+                let mut params = crate::rpc::policy_to_json(disk.mode());
+                params["name"] = json!(disk.name);
+                entries.push(ConfigEntry::new("bdev_nvme_set_multipath_policy", params));
+            }
+        }
+        entries
+    }
+}
+
+impl fmt::Debug for InitiatorSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InitiatorSystem").field("controllers", &self.state().groups.len()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Group({})", self.name)
+    }
+}
