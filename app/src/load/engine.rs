@@ -344,7 +344,7 @@ impl<D: Device> Engine<D> {
         let mut all_places = 0;
         for volume in ready.volumes {
             let block = volume.block_bytes;
-            if bs % block != 0 || bs / block > 65536 {
+            if !bs.is_multiple_of(block) || bs / block > 65536 {
                 return Err(format!("--bs {bs} is not 1 to 65536 blocks of {block} bytes; give a multiple of {block}"));
             }
             let bytes = (volume.blocks * u64::from(block)).min(self.options.size.unwrap_or(u64::MAX));
