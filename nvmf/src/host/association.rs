@@ -305,7 +305,8 @@ impl Association {
             }
             Task::Log(log) => {
                 let piece = self.max_io_bytes.map_or(LOG_PIECE_BYTES, |max| max.min(LOG_PIECE_BYTES.into()) as u32);
-                let get = self.reader.get_or_insert_with(|| LogReader::new(log, piece)).next();
+                let groups = self.identity.as_ref().map_or(0, |identity| identity.nanagrpid.get());
+                let get = self.reader.get_or_insert_with(|| LogReader::new(log, piece, groups)).next();
                 read(commands::get_log_page(get.lid, get.lsp, get.offset, get.len, get.retain), get.len)
             }
             Task::Acknowledge { lid, len } => read(commands::get_log_page(lid, 0, 0, len, false), len),

@@ -5,7 +5,8 @@
 //!       ^                                                       | another
 //!       +-------------------------------------------------------+
 //! ```
-//! The last read acknowledges the event that told of the change, so one that comes between it and the caller's use of
+//! The ANA log is short and is read in one piece where it fits, with its header and for good: Linux' target knows no offsets
+//! in it. The last read acknowledges the event that told of the change, so one that comes between it and the caller's use of
 //! the records is told again. What the header says of the number of records is checked before memory is taken for them.
 
 use super::Error;
@@ -57,15 +58,22 @@ pub struct LogReader {
     wanted: usize,
     records: Vec<u8>,
     piece: usize,
+    /// Bytes of the first read: the header, and what is expected behind it.
+    first: usize,
     restarts: u32,
 }
 
 impl LogReader {
-    /// Reads log `kind` in pieces of at most `max_bytes`.
-    pub fn new(kind: Kind, max_bytes: u32) -> LogReader {
+    /// Reads log `kind` in pieces of at most `max_bytes`. `groups` ANA groups are expected.
+    pub fn new(kind: Kind, max_bytes: u32, groups: u32) -> LogReader {
         // A piece is at least as long as a header.
         let piece = (max_bytes as usize & !3).max(4096);
-        LogReader { kind, phase: Phase::Header, generation: 0, wanted: 0, records: Vec::new(), piece, restarts: 0 }
+        let first = match kind {
+            Kind::Ana => (size_of::<AnaHeader>() + (groups as usize).saturating_mul(size_of::<AnaGroup>())).min(piece),
+            Kind::Discovery => size_of::<DiscoveryHeader>(),
+        };
+        let (phase, records) = (Phase::Header, Vec::new());
+        LogReader { kind, phase, generation: 0, wanted: 0, records, piece, first, restarts: 0 }
     }
 
     fn header_bytes(&self) -> usize {
@@ -83,7 +91,7 @@ impl LogReader {
         };
         let header = self.header_bytes();
         match self.phase {
-            Phase::Header => Read { lid, lsp, offset: 0, len: header as u32, retain: true },
+            Phase::Header => Read { lid, lsp, offset: 0, len: self.first as u32, retain: self.kind == Kind::Discovery },
             Phase::Confirm => Read { lid, lsp, offset: 0, len: header as u32, retain: false },
             Phase::Records => {
                 let len = (self.wanted - self.records.len()).min(self.piece) as u32;
@@ -119,8 +127,14 @@ impl LogReader {
             }
         }
         (self.generation, self.wanted) = (generation, wanted);
+        let behind = &bytes[self.header_bytes()..];
         self.records.clear();
-        self.phase = if wanted == 0 { Phase::Confirm } else { Phase::Records };
+        self.records.extend_from_slice(&behind[..behind.len().min(wanted)]);
+        let is_whole = self.records.len() == wanted;
+        if is_whole && self.kind == Kind::Ana && self.phase == Phase::Header {
+            return Ok(true);
+        }
+        self.phase = if is_whole { Phase::Confirm } else { Phase::Records };
         Ok(false)
     }
 
@@ -181,7 +195,7 @@ mod tests {
     #[test]
     fn a_log_that_changes_is_read_again() {
         for change_at in 0..20 {
-            let (mut reader, mut reads) = (LogReader::new(Kind::Discovery, 4096), 0);
+            let (mut reader, mut reads) = (LogReader::new(Kind::Discovery, 4096, 0), 0);
             loop {
                 let read = reader.next();
                 let now = if reads < change_at { log(1, 11) } else { log(2, 3) };
@@ -199,16 +213,42 @@ mod tests {
     }
 
     #[test]
+    fn an_ana_log_is_read_at_once_or_in_pieces() {
+        for (groups, expected, reads) in [(3u16, 128, 1), (0, 0, 1), (128, 128, 1), (300, 300, 4), (300, 2, 5)] {
+            let mut header = AnaHeader::new_zeroed();
+            header.chgcnt.set(9);
+            header.ngrps.set(groups);
+            let mut log = header.as_bytes().to_vec();
+            for group in 1..=u32::from(groups) {
+                let mut entry = AnaGroup::new_zeroed();
+                entry.agid.set(group);
+                log.extend_from_slice(entry.as_bytes());
+            }
+            let (mut reader, mut count) = (LogReader::new(Kind::Ana, 4160, expected), 0);
+            loop {
+                let read = reader.next();
+                assert!(read.len <= 4160 && read.lsp == ANA_RETURN_GROUPS_ONLY);
+                count += 1;
+                if reader.take(&cut(&log, read)).unwrap() {
+                    assert!(!read.retain, "the last read acknowledges");
+                    break;
+                }
+            }
+            assert_eq!((count, reader.finish()), (reads, (9, log[16..].to_vec())), "{groups} groups");
+        }
+    }
+
+    #[test]
     fn lies_are_refused() {
-        let mut reader = LogReader::new(Kind::Discovery, 4096);
+        let mut reader = LogReader::new(Kind::Discovery, 4096, 0);
         assert!(reader.take(&log(1, 0)[..]).is_ok());
         let mut lie = log(1, 0);
         lie[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(matches!(LogReader::new(Kind::Discovery, 4096).take(&lie), Err(Error::Nonsense(_))));
+        assert!(matches!(LogReader::new(Kind::Discovery, 4096, 0).take(&lie), Err(Error::Nonsense(_))));
         lie = log(1, 0);
         lie[16] = 1;
-        assert!(matches!(LogReader::new(Kind::Discovery, 4096).take(&lie), Err(Error::Nonsense(_))));
-        let mut reader = LogReader::new(Kind::Discovery, 4096);
+        assert!(matches!(LogReader::new(Kind::Discovery, 4096, 0).take(&lie), Err(Error::Nonsense(_))));
+        let mut reader = LogReader::new(Kind::Discovery, 4096, 0);
         let failed = (0..10_000).any(|n| reader.take(&log(n, 0)[..]).is_err());
         assert!(failed, "a log that changes with every read is given up");
     }

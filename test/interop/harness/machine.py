@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from .image import which
-from .process import HarnessError, spawn, stop
+from .process import HarnessError, free_port, spawn, stop
 
 BOOT_TIMEOUT_S = 300
 # The guest reaches the loopback interface of the host at this address.
@@ -95,6 +95,8 @@ class Guest:
         self.numbers = 0
         self.qemu = None
         self.port = None
+        # What listens on port 4420 of the guest is reached here from this machine, and from nowhere else.
+        self.target_port = free_port()
         self.reader = None
         try:
             self._boot(processors, memory_mib)
@@ -116,7 +118,7 @@ class Guest:
                 "-chardev", f"file,id=console,path={self.console_path}", "-serial", "chardev:console",
                 "-device", "virtio-serial-pci",
                 "-chardev", f"socket,id=agent,path={path},server=off", "-device", "virtserialport,chardev=agent,name=agent",
-                "-nic", "user,model=virtio-net-pci",
+                "-nic", f"user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{self.target_port}-10.0.2.15:4420",
             ]
             self.console_path.touch()
             with open(self.qemu_log_path, "wb") as log:

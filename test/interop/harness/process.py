@@ -2,8 +2,11 @@
 
 import ctypes
 import os
+import re
 import signal
+import socket
 import subprocess
+from pathlib import Path
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -36,3 +39,19 @@ def stop(child):
         child.kill()
     if child is not None:
         child.wait()
+
+def free_port():
+    """A TCP port nobody listens on now. Kept below the ephemeral range so that no client's connection takes it."""
+    first, last = map(int, re.findall(r"\d+", Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()))
+    start = os.getpid() % 4096
+    for step in range(8192):
+        port = 20000 + (start + step * 7) % 8192
+        if first <= port <= last:
+            continue
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise HarnessError("no free TCP port between 20000 and 28191")

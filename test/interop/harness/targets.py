@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from .machine import HOST_ADDRESS
-from .process import spawn, stop
+from .process import free_port, spawn, stop
 
 FIRST_VOLUME_NQN = "nqn.2026-11.io.ringstone:vol0"
 FIRST_VOLUME_MIB = 1024
@@ -232,8 +232,11 @@ class Nvmet:
     port = 4420
     _base = "/sys/kernel/config/nvmet"
 
-    def __init__(self, guest):
+    def __init__(self, guest, listen=address):
+        """`listen` is where it listens: 0.0.0.0 for hosts outside of the guest, who find it at `guest.target_port` of this
+        machine's loopback interface."""
         self.guest = guest
+        self.listen = listen
         self.linked = []
 
     def start(self, first_volume=False):
@@ -249,7 +252,7 @@ class Nvmet:
             mkdir {self._base}/ports/1
             cd {self._base}/ports/1
             echo tcp > addr_trtype; echo ipv4 > addr_adrfam
-            echo {self.address} > addr_traddr; echo {self.port} > addr_trsvcid""")
+            echo {self.listen} > addr_traddr; echo {self.port} > addr_trsvcid""")
         if first_volume:
             self.volume("vol0", FIRST_VOLUME_MIB)
             self.subsystem(FIRST_VOLUME_NQN)
@@ -332,20 +335,3 @@ class Nvmet:
 
     def log(self):
         return ""
-
-
-def free_port():
-    """A TCP port nobody listens on now. Kept below the ephemeral range so that no client's connection takes it."""
-    first, last = map(int, re.findall(r"\d+", Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()))
-    start = os.getpid() % 4096
-    for step in range(8192):
-        port = 20000 + (start + step * 7) % 8192
-        if first <= port <= last:
-            continue
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
-    raise TargetError("no free TCP port between 20000 and 28191")
