@@ -18,6 +18,7 @@
 //! doing it again is harmless because none of it was answered, so nothing that depends on it has been submitted.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -71,13 +72,15 @@ pub struct Lane {
 impl Lane {
     /// Opens the lane `index` of `target` on the reactor behind `waker`.
     ///
-    /// # Panics
-    /// If there is no such lane, or it is open already.
-    pub fn open(target: &Target, index: u32, waker: Waker) -> Lane {
+    /// # Errors
+    /// When there is no such lane, or it is open already.
+    pub fn open(target: &Target, index: u32, waker: Waker) -> io::Result<Lane> {
         let target = Arc::clone(target.inner());
-        target.lane(index).open(waker);
+        if index >= target.shape().lanes() || !target.lane(index).open(waker) {
+            return Err(io::Error::other(format!("lane {index} of '{}' is not to be had", target.bdev())));
+        }
         let slots = (0..target.shape().depth()).map(|_| None).collect();
-        Lane {
+        Ok(Lane {
             target,
             index,
             slots,
@@ -88,7 +91,7 @@ impl Lane {
             order: 0,
             unrung: false,
             announced: false,
-        }
+        })
     }
 
     /// Takes a request. It comes back through [`Lane::drain`].

@@ -92,10 +92,15 @@ pub(super) struct LaneState {
 }
 
 impl LaneState {
-    pub(super) fn open(&self, waker: Waker) {
-        let before = lock(&self.waker).replace(waker);
-        assert!(before.is_none(), "a lane is open once at a time");
+    /// Whether the lane was free.
+    pub(super) fn open(&self, waker: Waker) -> bool {
+        let mut there = lock(&self.waker);
+        if there.is_some() {
+            return false;
+        }
+        *there = Some(waker);
         self.changed.store(true, Ordering::SeqCst);
+        true
     }
 
     pub(super) fn close(&self) {
@@ -194,6 +199,13 @@ impl Inner {
         self.count_lie();
         if let Some(unsaid) = self.log.admit(now) {
             tracing::error!(bdev = self.bdev(), unsaid, "the external process {}: it has a bug; ignored", what());
+        }
+    }
+
+    /// Says something that a process which connects again and again could have said as often.
+    fn complain(&self, text: std::fmt::Arguments<'_>) {
+        if let Some(unsaid) = self.log.admit(self.clock.now()) {
+            tracing::error!(bdev = self.bdev(), unsaid, "{text}");
         }
     }
 
@@ -512,7 +524,7 @@ impl Control {
                 self.peer = Some(Peer::Serving(session));
             }
             (Some(Peer::Making { session, .. }), Message::Unable { text }) => {
-                tracing::error!(bdev = self.inner.bdev(), "the external process cannot serve it: {text}");
+                self.inner.complain(format_args!("the external process cannot serve it: {text}"));
                 self.inner.counters.refused.fetch_add(1, Ordering::Relaxed);
                 drop(session);
             }
@@ -524,7 +536,7 @@ impl Control {
                     resizing.answer = Some(text);
                     self.inner.resized.notify_all();
                 } else if !text.is_empty() {
-                    tracing::error!(bdev = self.inner.bdev(), "the external process refuses its size: {text}");
+                    self.inner.complain(format_args!("the external process refuses its size: {text}"));
                 }
             }
             (peer, message) => {
@@ -547,12 +559,12 @@ impl Control {
         let num_blocks = welcome.num_blocks;
         match Session::open(socket, welcome, &self.inner.bells) {
             Ok(session) => self.peer = Some(Peer::Making { session: Arc::new(session), num_blocks }),
-            Err(error) => tracing::error!(bdev = self.inner.bdev(), "no session for an external process: {error}"),
+            Err(error) => self.inner.complain(format_args!("no session for an external process: {error}")),
         }
     }
 
     fn turn_away(&mut self, why: Refusal, text: &str) {
-        tracing::error!(bdev = self.inner.bdev(), "a process is turned away: {text}");
+        self.inner.complain(format_args!("a process is turned away: {text}"));
         self.inner.counters.refused.fetch_add(1, Ordering::Relaxed);
         if let Some(peer) = &self.peer {
             let _ = wire::send(peer.socket(), &Message::Refused { why, text: text.into() }, &[]);

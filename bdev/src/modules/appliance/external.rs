@@ -146,12 +146,13 @@ impl Backend for External {
 
     fn open_port(&self, cx: &PortCx) -> io::Result<Box<dyn Port>> {
         let index = cx.reactor.0;
+        let lane = Lane::open(&self.target, index, cx.waker.clone())?;
         let watch = Arc::new(Watched::default());
         let bell = Bell { target: Arc::clone(&self.target), watched: Arc::clone(&watch), index, watch: None };
-        cx.handle
-            .send(Box::new(move |cx: &mut Context| bell.install(cx)))
-            .map_err(|_| io::Error::other("the reactor's mailbox is full; try again"))?;
-        let lane = Lane::open(&self.target, index, cx.waker.clone());
+        if cx.handle.send(Box::new(move |cx: &mut Context| bell.install(cx))).is_err() {
+            lane.close(drop);
+            return Err(io::Error::other("the reactor's mailbox is full; try again"));
+        }
         Ok(Box::new(ExternalPort { lane, watched: watch }))
     }
 

@@ -97,7 +97,7 @@ impl World {
         let waker = Waker::new(Arc::new(Nobody));
         let (home, _consumer) =
             RingHome::new(DEPTH as usize, waker.clone(), Arc::clone(&clock), Arc::from("vol"), Arc::from("external"));
-        let lane = Some(Lane::open(&target, 0, waker));
+        let lane = Some(Lane::open(&target, 0, waker).unwrap());
         let home: Arc<dyn Home> = home;
         let free = (0..DEPTH).rev().map(|slot| Body::blank(slot, ReactorId(0), Arc::clone(&home))).collect();
         World { lane, target, clock, free, next_id: 1, done: HashMap::new(), _scratch: scratch }
@@ -602,7 +602,7 @@ fn a_lane_that_closes_and_opens_goes_on_where_it_was() {
             assert_eq!(world.wait(id).0, IoStatus::Success);
         }
         world.lane.take().unwrap().close(|_| panic!("nothing was out"));
-        world.lane = Some(Lane::open(&world.target, 0, Waker::new(Arc::new(Nobody))));
+        world.lane = Some(Lane::open(&world.target, 0, Waker::new(Arc::new(Nobody))).unwrap());
         world.attach();
     }
     let id = world.read(2);
