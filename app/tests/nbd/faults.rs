@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use nbd::wire::command;
+use nbd::wire::{Request, command};
 use rustix::process::Signal;
 use serde_json::json;
 
 use crate::client::{Client, Failure};
-use crate::common::{Server, wait_for};
+use crate::common::{PATIENCE, Server, wait_for};
 use crate::exports::serving;
 
 /// Writes a block again and again, each time with the next number, until it is refused. The last number that was
@@ -117,6 +117,34 @@ fn clients_that_vanish_leave_nothing_behind() {
     client.write(0, &[3; 4096]).unwrap();
     let stats = server.call("iobuf_get_stats", json!({}));
     assert!(stats.is_array());
+    server.stop(Signal::TERM);
+}
+
+/// Everything is sent at once: the handshake, and more requests than may be outstanding.
+#[test]
+fn a_client_that_waits_for_nothing_is_answered_all_the_same() {
+    let (_scratch, server, socket) = serving(&["--poll", "sleep"]);
+    const COUNT: u64 = 1000;
+    let mut bytes = b"\0\0\0\x03IHAVEOPT\0\0\0\x03\0\0\0\0IHAVEOPT\0\0\0\x01\0\0\0\0".to_vec();
+    for cookie in 0..COUNT {
+        let request = Request { flags: 0, command: command::READ, cookie, offset: cookie * 512, length: 1024 };
+        bytes.extend(request.to_bytes());
+    }
+    let mut stream = UnixStream::connect(&socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut sender = stream.try_clone().unwrap();
+    let sending = thread::spawn(move || sender.write_all(&bytes).unwrap());
+    // The greeting, the list ("M", "Malloc disk"), and size and flags.
+    let mut head = vec![0; 18 + (20 + 4 + 1 + 11) + 20 + 10];
+    stream.read_exact(&mut head).unwrap();
+    assert_eq!(head[head.len() - 10..head.len() - 2], (1u64 << 20).to_be_bytes());
+    let mut replies = vec![0; COUNT as usize * (16 + 1024)];
+    stream.read_exact(&mut replies).unwrap();
+    sending.join().unwrap();
+    let mut cookies: Vec<_> =
+        replies.chunks(16 + 1024).map(|reply| u64::from_be_bytes(reply[8..16].try_into().unwrap())).collect();
+    cookies.sort_unstable();
+    assert!(cookies.into_iter().eq(0..COUNT));
     server.stop(Signal::TERM);
 }
 

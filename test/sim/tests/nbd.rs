@@ -19,6 +19,7 @@ use ringstone_sim::{Model, Rng, Sim, World, WorldConfig, seeds};
 mod regressions {
     pub const SERVES: &[u64] = &[];
     pub const ENDS: &[u64] = &[];
+    pub const POWER: &[u64] = &[];
 }
 
 const BDEV: &str = "vol";
@@ -74,25 +75,50 @@ struct Stage {
     rng: Rng,
 }
 
-impl Stage {
-    fn new(seed: u64) -> Stage {
-        let mut rng = Rng::new(seed);
-        let sim = Sim::new(seed);
+/// The volume.
+#[derive(Clone, Copy)]
+struct Volume {
+    file: bool,
+    block_size: u32,
+    blocks: u64,
+}
+
+impl Volume {
+    fn draw(rng: &mut Rng) -> Volume {
         let block_size = if rng.one_in(2) { 4096 } else { 512 };
-        sim.disk(|rules| {
-            rules.sector = block_size as usize;
-            rules.volatile_cache = rng.one_in(2);
-            rules.queue_depth = 1 << rng.below(6);
-        });
-        sim.net(|rules| {
-            rules.delay_ns = (1_000, 10_000 + rng.below(500_000));
-            rules.segment = (1, 100 + rng.below(100_000));
-            rules.buffer = (500 + rng.below(5_000), 6_000 + rng.below(400_000));
-        });
+        Volume { file: rng.one_in(2), block_size, blocks: 100 + rng.below(300) }
+    }
+}
+
+fn machine(seed: u64, rng: &mut Rng, volume: Volume) -> Arc<Sim> {
+    let sim = Sim::new(seed);
+    sim.disk(|rules| {
+        rules.sector = volume.block_size as usize;
+        rules.volatile_cache = rng.one_in(2);
+        rules.queue_depth = 1 << rng.below(6);
+    });
+    sim.net(|rules| {
+        rules.delay_ns = (1_000, 10_000 + rng.below(500_000));
+        rules.segment = (1, 100 + rng.below(100_000));
+        rules.buffer = (500 + rng.below(5_000), 6_000 + rng.below(400_000));
+    });
+    sim
+}
+
+impl Stage {
+    fn start(seed: u64) -> Stage {
+        let mut rng = Rng::new(seed);
+        let volume = Volume::draw(&mut rng);
+        let sim = machine(seed, &mut rng, volume);
+        Stage::new(&sim, rng, volume, None)
+    }
+
+    /// `model` is of a volume that was there before.
+    fn new(sim: &Arc<Sim>, mut rng: Rng, volume: Volume, model: Option<Model>) -> Stage {
+        let Volume { file, block_size, blocks } = volume;
         let config = world_config(&mut rng);
-        let mut world = World::new(&sim, config, rng.next_u64());
-        let (file, blocks) = (rng.one_in(2), 100 + rng.below(300));
-        if file {
+        let mut world = World::new(sim, config, rng.next_u64());
+        if file && model.is_none() {
             let bytes = blocks * u64::from(block_size);
             world.platform().files().create(Path::new("/volumes/vol.img"), bytes).expect("a new file");
         }
@@ -104,7 +130,8 @@ impl Stage {
         }
         let nbd = NbdSystem::new(Arc::clone(world.system()));
         let bdev = world.system().get(BDEV).expect("it was just made");
-        let model = Model::new(blocks, block_size, bdev.device().geometry().volatile_cache);
+        let volatile = bdev.device().geometry().volatile_cache;
+        let model = model.unwrap_or_else(|| Model::new(blocks, block_size, volatile));
         let shared = Rc::new(RefCell::new(Shared { model, succeeded: 0, ends: false }));
         let mut stage = Stage { world, nbd, shared, clients: Vec::new(), rng };
         stage.export();
@@ -155,7 +182,7 @@ impl Stage {
 
 /// Clients that work are served to the end, whatever others do.
 fn serves(seed: u64) {
-    let mut stage = Stage::new(seed);
+    let mut stage = Stage::start(seed);
     stage.add_clients(120);
     stage.wait_for_clients();
     stage.close();
@@ -168,7 +195,7 @@ fn nbd_serves_clients() {
 
 /// The export is removed and added again and again while clients work; connections break.
 fn ends(seed: u64) {
-    let mut stage = Stage::new(seed);
+    let mut stage = Stage::start(seed);
     stage.shared.borrow_mut().ends = true;
     stage.add_clients(150);
     for _ in 0..1 + stage.rng.below(5) {
@@ -191,4 +218,35 @@ fn ends(seed: u64) {
 #[test]
 fn nbd_exports_end_under_load() {
     seeds::each("nbd_exports_end_under_load", 25, regressions::ENDS, ends);
+}
+
+/// The power fails while clients work; what was flushed, or written with FUA, is there afterwards.
+fn power(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let volume = Volume { file: true, ..Volume::draw(&mut rng) };
+    let mut sim = machine(seed, &mut rng, volume);
+    let mut model = None;
+    for life in 0..3 {
+        let mut stage = Stage::new(&sim, Rng::new(rng.next_u64()), volume, model.take());
+        stage.add_clients(100);
+        if life == 2 {
+            stage.wait_for_clients();
+            return stage.close();
+        }
+        let wait = Duration::from_nanos(rng.below(30_000_000));
+        stage.world.run_for(wait);
+        let Stage { world, nbd, shared, clients, .. } = stage;
+        sim.power_off();
+        drop((clients, nbd));
+        // The world's actors hold it too.
+        let mut kept = std::mem::replace(&mut shared.borrow_mut().model, Model::new(1, 512, false));
+        kept.crashed();
+        model = Some(kept);
+        sim = world.power_cycle(rng.next_u64());
+    }
+}
+
+#[test]
+fn nbd_power_failure() {
+    seeds::each("nbd_power_failure", 15, regressions::POWER, power);
 }
