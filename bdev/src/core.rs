@@ -17,6 +17,7 @@
 //! | [`channel`] | the traits that a module implements |
 //! | [`cx`] | what a module is lent while it works |
 //! | [`runtime`] | one reactor's part of the layer |
+//! | [`spares`] | I/Os for devices that do I/O of their own below themselves |
 //! | [`saga`] | split and emulated operations |
 //! | [`locks`] | range locks and quiescing across reactors |
 //! | [`registry`] | names, descriptors, claims |
@@ -30,6 +31,7 @@ pub mod locks;
 pub mod registry;
 pub mod runtime;
 pub mod saga;
+pub mod spares;
 pub mod stats;
 pub mod system;
 pub mod types;

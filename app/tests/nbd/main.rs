@@ -6,4 +6,5 @@ mod common;
 mod client;
 mod exports;
 mod faults;
+mod log;
 mod tools;

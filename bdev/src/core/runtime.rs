@@ -3,7 +3,7 @@
 //! # Invariants
 //! - Every I/O drawn from the pool is in exactly one place: a queue of this runtime, a module, a file engine, the
 //!   completion ring, a saga, or a client's inbox.
-//! - Pool size = ring capacity: a completion from another thread always finds a slot.
+//! - Ring capacity = pool size and [spares](super::spares): a completion from another thread always finds a slot.
 //! - A channel closes when nobody refers to it and nothing is outstanding on it, whichever comes last.
 //! - Calls into modules never nest: what a module completes or forwards goes through `queue`.
 //!
@@ -35,6 +35,7 @@ use super::io::{Completion, Frame, Home, HomeInner, Io, IoBody, IoRequest, IoTag
 use super::locks::Gate;
 use super::registry::{BdevId, BdevInfo};
 use super::saga::Saga;
+use super::spares::MAX_SPARES;
 use super::stats::{IoStats, StatsReset};
 use super::types::{Geometry, IoStatus, Op, OpSet};
 
@@ -132,10 +133,12 @@ pub struct IoRuntime {
     clients: Slab<Client>,
     // Boxed because I/Os travel by pointer, and the same box goes out again and again.
     #[allow(clippy::vec_box)]
-    free: Vec<Box<IoBody>>,
-    waiting: VecDeque<(ChannelId, ClientId, IoRequest)>,
+    pub(super) free: Vec<Box<IoBody>>,
+    /// I/Os lent as spares.
+    pub(super) spares: usize,
+    pub(super) waiting: VecDeque<(ChannelId, ClientId, IoRequest)>,
     ring: Consumer<Box<IoBody>>,
-    home: Home,
+    pub(super) home: Home,
     files_done: Vec<FileDone>,
     pub(super) sagas: Slab<Saga>,
     pub(super) bounce_waiters: VecDeque<u32>,
@@ -186,11 +189,11 @@ impl IoRuntime {
         let region: Region = pool.region();
         let platform = Arc::clone(cx.platform());
         let engine = platform.file_engine(region, cx.parker())?;
-        let (producer, consumer) = ring(config.io_pool.max(2));
-        let capacity = producer.capacity();
+        let pooled = pool_size(config.io_pool);
+        let (producer, consumer) = ring(pooled + MAX_SPARES);
         let home =
             Home { inner: Arc::new(HomeInner { ring: producer, waker: cx.waker(), closed: AtomicBool::new(false) }) };
-        let free = (0..capacity).map(|_| IoRuntime::blank(&home)).collect();
+        let free = (0..pooled).map(|_| IoRuntime::blank(&home)).collect();
         Ok(IoRuntime {
             config,
             reactor: cx.id(),
@@ -201,6 +204,7 @@ impl IoRuntime {
             polled: Vec::new(),
             clients: Slab::new(),
             free,
+            spares: 0,
             waiting: VecDeque::new(),
             ring: consumer,
             home,
@@ -239,7 +243,7 @@ impl IoRuntime {
         self.attached.get(&TypeId::of::<T>()).and_then(|value| Rc::clone(value).downcast().ok())
     }
 
-    fn blank(home: &Home) -> Box<IoBody> {
+    pub(super) fn blank(home: &Home) -> Box<IoBody> {
         Box::new(IoBody {
             op: Op::Flush,
             lba: 0,
@@ -278,7 +282,18 @@ impl IoRuntime {
 
     #[inline]
     fn start(&mut self, channel: ChannelId, client: ClientId, request: IoRequest) {
-        let mut body = self.free.pop().expect("the caller saw a free I/O");
+        let body = self.free.pop().expect("the caller saw a free I/O");
+        self.start_with(body, channel, client, request);
+    }
+
+    #[inline]
+    pub(super) fn start_with(
+        &mut self,
+        mut body: Box<IoBody>,
+        channel: ChannelId,
+        client: ClientId,
+        request: IoRequest,
+    ) {
         body.op = request.op;
         body.lba = request.lba;
         body.blocks = request.blocks;
@@ -741,8 +756,7 @@ impl IoRuntime {
     /// # Panics
     /// When something is still out.
     pub fn assert_whole(&self) {
-        let capacity = self.home.inner.ring.capacity();
-        assert_eq!(self.free.len(), capacity, "I/Os are missing from the pool");
+        assert_eq!(self.free.len(), pool_size(self.config.io_pool), "I/Os are missing from the pool");
         assert!(self.sagas.is_empty(), "{} sagas are left", self.sagas.len());
         assert!(self.bounce_waiters.is_empty() && self.reserve.is_some(), "bounce memory is out");
     }
@@ -771,6 +785,11 @@ impl std::fmt::Debug for IoRuntime {
             .field("free", &self.free.len())
             .finish_non_exhaustive()
     }
+}
+
+/// I/Os in a pool of at least `wanted`.
+fn pool_size(wanted: usize) -> usize {
+    wanted.max(2).next_power_of_two()
 }
 
 #[inline]

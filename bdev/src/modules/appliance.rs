@@ -9,6 +9,7 @@
 //! | [`external`] | handlers in other processes |
 //! | [`source`] | from the parameter `handler` to a backend |
 //! | [`builtin`] | handlers by name |
+//! | [`base`] | a lower device for a handler on threads of its own |
 //! | [`log`] | the log-structured store |
 //! | [`settings`] | what `bdev_appliance_create` was asked for |
 //! | [`stats`] | counters and histograms |
@@ -19,6 +20,7 @@
 //! with its payload where it is until it comes home. It cannot end an I/O twice: a request is consumed by its end, and one
 //! that comes home late finds its slot empty. What it can do is sleep on its own threads, and waste its own depth.
 
+pub mod base;
 pub mod builtin;
 mod channel;
 pub mod external;
@@ -121,6 +123,10 @@ impl Bdev for Device {
         params["uuid"] = json!(info.uuid().to_string());
         vec![ConfigEntry::new("bdev_appliance_create", params)]
     }
+
+    fn base_bdevs(&self) -> Vec<String> {
+        builtin::base_bdev(&self.settings).into_iter().collect()
+    }
 }
 
 impl Device {
@@ -222,6 +228,9 @@ async fn register(
     settings: Settings,
     backend: Arc<dyn Backend>,
 ) -> Result<Arc<BdevInfo>, BdevError> {
+    let mut settings = settings;
+    builtin::forget_once(&mut settings);
+    let base = builtin::base_bdev(&settings);
     let stopping = Arc::clone(&backend);
     let device = Arc::new_cyclic(|me| Device {
         me: Weak::clone(me),
@@ -238,7 +247,16 @@ async fn register(
     if registered.is_err() {
         stopping.stop();
     }
-    registered
+    let info = registered?;
+    if base.is_some_and(|base| system.get(&base).is_ok_and(|base| base.is_removing())) {
+        // Its holder was told before this device had its name.
+        match system.remove(info.name()).await {
+            Ok(()) | Err(BdevError::NotFound { .. } | BdevError::BeingRemoved { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        return Err(BdevError::NotFound { name: info.name().to_string() });
+    }
+    Ok(info)
 }
 
 /// Sets the size of an appliance device. Its handler takes note first: it may refuse.
@@ -306,6 +324,13 @@ const SUBJECTS: &[Subject] = &[
         resize: Some(conformance_resize),
     },
     Subject {
+        label: "appliance-log",
+        block_sizes: &[512, 4096],
+        forgets: false,
+        make: |system, spec| Box::pin(conformance_log(system, spec)),
+        resize: Some(conformance_resize),
+    },
+    Subject {
         label: "appliance-null",
         block_sizes: &[512],
         forgets: true,
@@ -324,6 +349,18 @@ const SUBJECTS: &[Subject] = &[
         resize: Some(conformance_resize),
     },
 ];
+
+/// A log store on memory: without a cache below, and in segments so small that the collector has work.
+async fn conformance_log(system: Arc<BdevSystem>, spec: Spec) -> Result<Vec<String>, BdevError> {
+    let base = format!("{}-base", spec.name);
+    let bytes = 3 * spec.num_blocks * u64::from(spec.block_size) + (4 << 20);
+    let options = super::malloc::MallocOptions::new(512, bytes.next_multiple_of(4096) / 512);
+    super::malloc::create(&system, &base, None, options).await?;
+    let mut settings = Settings::new("log", spec.block_size, spec.num_blocks);
+    settings.options = json!({ "base_bdev": base });
+    create(&system, &spec.name, None, settings).await?;
+    Ok(vec![spec.name, base])
+}
 
 fn conformance_resize(system: Arc<BdevSystem>, spec: Spec, blocks: u64) -> BoxFuture<'static, Result<(), BdevError>> {
     Box::pin(async move { resize(&system, &spec.name, blocks).await })

@@ -32,13 +32,45 @@ pub struct Builtin {
     pub name: &'static str,
     /// Makes it.
     pub make: Make,
+    /// Options that count when the device is made, and not when it is made again from a saved configuration.
+    pub once: &'static [&'static str],
+    /// The option that names the device below.
+    pub base: Option<&'static str>,
 }
 
 /// Every built-in handler.
 pub const BUILTIN: &[Builtin] = &[
-    Builtin { name: "memory", make: |maker| Box::pin(async move { plain(&maker, Memory::make) }) },
-    Builtin { name: "null", make: |maker| Box::pin(async move { plain(&maker, Null::make) }) },
+    Builtin {
+        name: "memory",
+        make: |maker| Box::pin(async move { plain(&maker, Memory::make) }),
+        once: &[],
+        base: None,
+    },
+    Builtin { name: "null", make: |maker| Box::pin(async move { plain(&maker, Null::make) }), once: &[], base: None },
+    Builtin {
+        name: "log",
+        make: |maker| Box::pin(super::log::handler::make(maker)),
+        once: &["format", "accept_loss"],
+        base: Some("base_bdev"),
+    },
 ];
+
+fn find(settings: &Settings) -> Option<&'static Builtin> {
+    BUILTIN.iter().find(|builtin| builtin.name == settings.handler)
+}
+
+/// The device below, if the handler has one.
+pub(super) fn base_bdev(settings: &Settings) -> Option<String> {
+    let option = find(settings)?.base?;
+    settings.options.get(option)?.as_str().map(str::to_string)
+}
+
+/// Takes out the options that count once.
+pub(super) fn forget_once(settings: &mut Settings) {
+    if let (Some(builtin), Some(options)) = (find(settings), settings.options.as_object_mut()) {
+        options.retain(|name, _| !builtin.once.contains(&name.as_str()));
+    }
+}
 
 /// Makes a handler that needs nothing of the bdev layer.
 fn plain(maker: &Maker, make: appliance::registry::Make) -> Result<Arc<dyn Handler>, BdevError> {
@@ -56,7 +88,7 @@ fn plain(maker: &Maker, make: appliance::registry::Make) -> Result<Arc<dyn Handl
 /// [`BdevError::Invalid`] for a name that nobody has; else what the handler says.
 pub async fn make(maker: Maker) -> Result<Arc<dyn Handler>, BdevError> {
     let name = maker.settings.handler.clone();
-    if let Some(builtin) = BUILTIN.iter().find(|builtin| builtin.name == name) {
+    if let Some(builtin) = find(&maker.settings) {
         return (builtin.make)(maker).await;
     }
     match appliance::registry::find(&name) {

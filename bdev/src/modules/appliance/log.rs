@@ -15,8 +15,9 @@
 //! | `checkpoint` | the map, written out |
 //! | `space` | segments: which are free, and how much may be stored |
 //! | `gc` | the collector |
+//! | `handler` | the engine on a worker's thread, over its base |
 //!
-//! All of it is free of threads, clocks and I/O: it says what the base is to do, and is told what came of it. That is what makes it
+//! All of it but the last is free of threads, clocks and I/O: it says what the base is to do, and is told what came of it. That is what makes it
 //! possible to try it against a base that loses power at every step.
 
 mod append;
@@ -24,6 +25,7 @@ mod checkpoint;
 pub mod engine;
 pub mod format;
 mod gc;
+pub(super) mod handler;
 pub mod map;
 mod read;
 pub mod recovery;

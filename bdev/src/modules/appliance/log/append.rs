@@ -108,7 +108,9 @@ impl Engine {
         let end = self.jobs[index].lba + self.jobs[index].blocks;
         if end > self.superblock.bound {
             // A block number beyond what the superblock says would look like damage.
-            self.checkpointer.want();
+            if self.checkpointer.is_idle() {
+                self.checkpointer.want();
+            }
             return Room::Later;
         }
         if !matches!(self.jobs[index].op, LogOp::Write { .. }) {

@@ -254,7 +254,7 @@ impl Engine {
         let Some(running) = &mut self.checkpointer.running else { return };
         let superblock = Superblock {
             generation: self.superblock.generation + 1,
-            bound: self.superblock.bound.max(self.config.num_blocks),
+            bound: self.superblock.bound.max(self.most_blocks),
             checkpoint: running.id,
             checkpoint_segment: running.segments.first().copied().unwrap_or(NONE),
             checkpoint_pages: running.pages,

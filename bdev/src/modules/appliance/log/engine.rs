@@ -180,6 +180,8 @@ pub struct Engine {
     pub(super) flying: VecDeque<Flying>,
     /// Cost of the writes that are in batches and not in the map.
     pub(super) pending_cost: u64,
+    /// The most blocks that there were since the store was opened.
+    pub(super) most_blocks: u64,
     pub(super) jobs: Slab<Job>,
     /// Writes that are not wholly in batches yet, in order.
     pub(super) queue: VecDeque<usize>,
@@ -219,6 +221,7 @@ impl Engine {
             building: None,
             flying: VecDeque::new(),
             pending_cost: 0,
+            most_blocks: config.num_blocks,
             jobs: Slab::new(),
             queue: VecDeque::new(),
             read_queue: VecDeque::new(),
@@ -341,6 +344,7 @@ impl Engine {
     /// ended.
     pub fn resize(&mut self, num_blocks: u64, tag: u64) {
         let old = std::mem::replace(&mut self.config.num_blocks, num_blocks);
+        self.most_blocks = self.most_blocks.max(num_blocks);
         if num_blocks < old {
             let (lba, blocks) = (num_blocks, old - num_blocks);
             let op = LogOp::Zeroes { fua: true };

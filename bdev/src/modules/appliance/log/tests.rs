@@ -264,6 +264,28 @@ fn refuses_what_does_not_fit() {
     }
 }
 
+#[test]
+fn changes_its_size_and_forgets_what_is_cut_off() {
+    let mut disk = Disk::new(4 << 20, true);
+    let config = config(&disk, 4096, 100);
+    let mut engine = open(&mut disk, &config);
+    for num_blocks in [1000, 50, 5000, 2000, 60] {
+        engine.resize(num_blocks, 1);
+        assert!(settle(&mut engine, &mut disk).iter().all(|done| done.tag == 1 && done.status.is_success()));
+        let last = num_blocks - 1;
+        let done = do_one(&mut engine, &mut disk, LogOp::Read, last, 1, &[1; 4096]);
+        assert_eq!(stamp_of(&done.bufs.to_vec()), 0, "of {num_blocks}");
+        let done = do_one(&mut engine, &mut disk, LogOp::Write { fua: true }, last, 1, &contents(last, 4096));
+        assert_eq!(done.status, IoStatus::Success);
+        let done = do_one(&mut engine, &mut disk, LogOp::Read, num_blocks, 1, &[1; 4096]);
+        assert_eq!(done.status, IoStatus::OutOfRange);
+    }
+    let mut engine = open(&mut disk, &Config { num_blocks: 60, ..config.clone() });
+    let done = do_one(&mut engine, &mut disk, LogOp::Read, 49, 11, &[1; 11 * 4096]);
+    let stamps: Vec<u64> = done.bufs.to_vec().chunks(4096).map(stamp_of).collect();
+    assert_eq!(stamps, [49, 0, 0, 0, 0, 0, 0, 0, 0, 0, 59]);
+}
+
 /// What `open` says when it refuses.
 fn refusal(disk: &mut Disk, config: &Config) -> String {
     recover(disk, config).expect_err("it must be refused").to_string()
