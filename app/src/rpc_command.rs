@@ -34,7 +34,11 @@ pub struct Options {
 /// Every method that this program's server has.
 pub fn catalogue() -> Catalogue {
     let bdevs: Vec<_> = bdev::rpc::methods().copied().collect();
-    Catalogue::builtin().with(&bdevs).with(nvmf::rpc::methods()).with(nbd::rpc::methods()).with(initiator::rpc::methods())
+    Catalogue::builtin()
+        .with(&bdevs)
+        .with(nvmf::rpc::methods())
+        .with(nbd::rpc::methods())
+        .with(initiator::rpc::methods())
 }
 
 /// Runs the command.

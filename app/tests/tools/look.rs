@@ -1,5 +1,8 @@
 //! `identify` and `discover`.
 
+use std::io::Write;
+use std::net::TcpListener;
+
 use serde_json::json;
 
 use crate::common::{Scratch, Server, address, free_port};
@@ -107,4 +110,27 @@ fn a_discovery_log_of_many_pieces_is_whole() {
     let found = parsed(&output);
     // Those, the first, and the service itself.
     assert_eq!(found["services"][0]["records"].as_array().map(Vec::len), Some(152), "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_no_target_is_told_from_one() {
+    // Speaks first, and not NVMe; hangs up; says nothing at all.
+    for (answer, says) in [
+        (Some(&b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"[..]), "protocol error of the target"),
+        (Some(&b""[..]), "closed the connection: see whether the target still runs"),
+        (None, "does not answer: see whether the target still runs"),
+    ] {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port is free");
+        let port = listener.local_addr().expect("it listens").port();
+        let child = tool_at(port, "identify", &["--subnqn", NQN]).stderr(std::process::Stdio::piped()).spawn();
+        let (mut stream, _) = listener.accept().expect("it connects");
+        if let Some(bytes) = answer {
+            // Whoever hangs up first is not the question.
+            let _ = stream.write_all(bytes);
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+        }
+        let output = child.expect("the binary runs").wait_with_output().expect("it is a child of this process");
+        let said = stderr(&output);
+        assert!(output.status.code() == Some(1) && said.contains(says), "{said}");
+    }
 }
