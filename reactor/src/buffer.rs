@@ -111,6 +111,19 @@ pub fn prefetch(bytes: &[u8]) {
     let _ = bytes;
 }
 
+/// As [`prefetch`], for the memory of a value itself.
+#[inline]
+pub fn prefetch_value<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    for offset in (0..size_of::<T>()).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch has no effect on memory, and the address lies in a borrowed value.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast::<i8>().add(offset)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 enum Home {
     /// A buffer of a pool's region.
     Pool(Arc<PoolShared>),

@@ -205,3 +205,76 @@ mod of_reactor {
 
 #[cfg(not(loom))]
 pub use of_reactor::Limiter;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use reactor::park::Unpark;
+
+    struct Awake;
+
+    impl Unpark for Awake {
+        fn unpark(&self) {}
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_dropped_by_whoever_brings_it() {
+        let probe = Arc::new(());
+        let (home, mut consumer) = ReturnRing::new(4, Waker::new(Arc::new(Awake)));
+        assert!(home.send(Arc::clone(&probe)).is_empty());
+        assert!(consumer.pop().is_some());
+        assert!(home.send(Arc::clone(&probe)).is_empty());
+        assert_eq!(home.close(consumer).len(), 1);
+        assert_eq!(home.send(Arc::clone(&probe)).len(), 1);
+        assert_eq!(Arc::strong_count(&probe), 1);
+    }
+
+    #[test]
+    fn a_limiter_counts_what_it_keeps_back() {
+        let limiter = Limiter::default();
+        let at = |ms: u64| reactor::Instant(ms * 1_000_000);
+        let said = (0..20).filter(|n| limiter.admit(at(5000 + n)).is_some()).count();
+        assert_eq!(said, 8);
+        assert_eq!(limiter.admit(at(6000)), Some(12));
+        assert_eq!(limiter.admit(at(6001)), Some(0));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::atomic::AtomicUsize;
+    use loom::thread;
+    use reactor::park::Unpark;
+
+    struct Awake;
+
+    impl Unpark for Awake {
+        fn unpark(&self) {}
+    }
+
+    /// Two threads bring a value each while the channel closes: each value is seen by the channel, or dropped by somebody,
+    /// and none stays in the ring.
+    #[test]
+    fn nothing_stays_behind_when_the_channel_closes() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            let (home, mut consumer) = ReturnRing::<u8>::new(2, Waker::new(Arc::new(Awake)));
+            let home = loom::sync::Arc::new(home);
+            let dropped = loom::sync::Arc::new(AtomicUsize::new(0));
+            let threads: Vec<_> = (0..2)
+                .map(|value| {
+                    let (home, dropped) = (home.clone(), dropped.clone());
+                    thread::spawn(move || {
+                        dropped.fetch_add(home.send(value).len(), Ordering::Relaxed);
+                    })
+                })
+                .collect();
+            let seen = usize::from(consumer.pop().is_some());
+            let at_close = home.close(consumer).len();
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            assert_eq!(seen + at_close + dropped.load(Ordering::Relaxed), 2);
+        });
+    }
+}

@@ -143,6 +143,14 @@ impl fmt::Debug for Body {
 /// One operation in a handler's hands.
 ///
 /// It may be completed on any thread, at any time, in any order. Dropping it ends it as failed and says so in the log.
+/// Completing it twice does not compile:
+///
+/// ```compile_fail
+/// fn twice(request: appliance::Request) {
+///     request.complete(appliance::IoStatus::Success);
+///     request.complete(appliance::IoStatus::Success);
+/// }
+/// ```
 pub struct Request(Option<Box<Body>>);
 
 impl Request {

@@ -28,6 +28,7 @@ use std::time::Duration;
 use appliance::RequestId;
 use appliance::home::{Limiter, RingHome};
 use appliance::request::{Body, Fault, Home, NO_DEADLINE};
+use reactor::buffer::prefetch_value;
 use reactor::ring::Consumer;
 use reactor::{Buffers, Instant, Progress};
 
@@ -397,7 +398,11 @@ impl ApplianceChannel {
         let mut came = std::mem::take(&mut self.came);
         let room = self.slots.len();
         if let Some(ring) = &mut self.ring {
-            ring.pop_batch(room, |body| came.push(body));
+            ring.pop_batch(room, |body| {
+                // The handler's thread had it last; it is looked at when all have been taken.
+                prefetch_value(&*body);
+                came.push(body);
+            });
         }
         if let Some(port) = &mut self.port {
             port.drain(cx.now(), room, &mut |body| came.push(body));

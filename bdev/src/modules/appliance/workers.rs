@@ -234,7 +234,8 @@ impl Backend for Workers {
             let tie = Arc::new(Tie::default());
             let link = Link { ring: consumer, tie: Arc::clone(&tie), home: Arc::clone(&cx.home), lane: NO_LANE };
             shared.call(|control| control.connect.push(link));
-            lanes.push(Lane { ring: producer, tie, waker, shared: Arc::clone(shared), unflushed: false });
+            let staged = Vec::with_capacity(cx.queue_depth);
+            lanes.push(Lane { ring: producer, tie, waker, shared: Arc::clone(shared), staged });
         }
         let queue = cx.reactor.0 as usize % lanes.len();
         let turn = queue;
@@ -306,7 +307,9 @@ struct Lane {
     tie: Arc<Tie>,
     waker: Waker,
     shared: Arc<Shared>,
-    unflushed: bool,
+    /// Sent in this poll: they go into the ring one right behind the other, so that the two sides do not pull its memory
+    /// back and forth for each.
+    staged: Vec<Request>,
 }
 
 impl Port for WorkersPort {
@@ -329,16 +332,16 @@ impl Port for WorkersPort {
             request.complete(IoStatus::Failed);
             return Ok(());
         }
-        // The ring has a place for every body of the channel.
-        lane.ring.push(request);
-        lane.unflushed = true;
+        lane.staged.push(request);
         Ok(())
     }
 
     #[inline]
     fn flush(&mut self) {
         for lane in &mut self.lanes {
-            if std::mem::take(&mut lane.unflushed) {
+            if !lane.staged.is_empty() {
+                // The ring has a place for every body of the channel.
+                lane.staged.drain(..).for_each(|request| lane.ring.push(request));
                 lane.waker.wake_after_rmw();
             }
         }
@@ -362,7 +365,8 @@ impl Port for WorkersPort {
         }
     }
 
-    fn close(self: Box<Self>) {
+    fn close(mut self: Box<Self>) {
+        self.flush();
         for lane in self.lanes {
             lane.tie.closed.store(true, Ordering::Release);
             lane.shared.call(|_| {});
