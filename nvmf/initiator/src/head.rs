@@ -42,6 +42,36 @@ pub(crate) struct Route {
 pub(crate) struct Waiting {
     pub io: Io,
     pub retries: u8,
+    /// Its hold, if it was held once.
+    pub hold: Option<u64>,
+}
+
+/// The blocks that a command which was held once changes, and reads, until it completes.
+struct Hold {
+    id: u64,
+    extent: Extent,
+}
+
+#[derive(Clone, Copy)]
+struct Extent {
+    target: (u64, u64),
+    source: Option<(u64, u64)>,
+}
+
+impl Extent {
+    fn of(io: &Io) -> Extent {
+        let source = match io.op() {
+            Op::Copy { source_lba } => Some((source_lba, io.blocks())),
+            _ => None,
+        };
+        Extent { target: (io.lba(), io.blocks()), source }
+    }
+
+    /// Whether one changes what the other reads or writes.
+    fn conflicts(&self, other: &Extent) -> bool {
+        let meets = |source: Option<(u64, u64)>, target| source.is_some_and(|source| overlap(source, target));
+        overlap(self.target, other.target) || meets(self.source, other.target) || meets(other.source, self.target)
+    }
 }
 
 /// A command whose fate is unknown.
@@ -53,6 +83,8 @@ pub(crate) struct Held {
     pub number: u64,
     /// The order of submission.
     pub turn: u64,
+    /// Its hold.
+    pub hold: u64,
 }
 
 /// The head.
@@ -64,7 +96,9 @@ pub(crate) struct Head {
     memory: Memory,
     pub waiting: VecDeque<Waiting>,
     pub held: Vec<Held>,
-    /// What overlaps something that is held, or something before it in here.
+    /// One for each command that is held, or was and has not completed since.
+    holds: Vec<Hold>,
+    /// What overlaps one of these, or something before it in here.
     behind: VecDeque<Waiting>,
     /// Since when only access states keep it from going on.
     blocked_since: Option<Instant>,
@@ -74,18 +108,6 @@ pub(crate) struct Head {
 
 fn overlap(a: (u64, u64), b: (u64, u64)) -> bool {
     a.0 < b.0.saturating_add(b.1) && b.0 < a.0.saturating_add(a.1)
-}
-
-/// Whether `later`, which writes, must not pass `earlier`, which does too: one changes what the other reads or writes.
-fn conflicts(later: &Io, earlier: &Io) -> bool {
-    let range = |io: &Io| (io.lba(), io.blocks());
-    let source = |io: &Io| match io.op() {
-        Op::Copy { source_lba } => Some((source_lba, io.blocks())),
-        _ => None,
-    };
-    overlap(range(later), range(earlier))
-        || source(later).is_some_and(|source| overlap(source, range(earlier)))
-        || source(earlier).is_some_and(|source| overlap(source, range(later)))
 }
 
 /// Whether doing it twice is doing it once.
@@ -104,6 +126,7 @@ impl Head {
             memory: Memory::default(),
             waiting: VecDeque::new(),
             held: Vec::new(),
+            holds: Vec::new(),
             behind: VecDeque::new(),
             blocked_since: None,
             called: false,
@@ -136,16 +159,37 @@ impl Head {
 
     /// Whether an I/O that comes now has to take its place behind others.
     pub fn must_queue(&self, io: &Io) -> bool {
-        !self.waiting.is_empty() || self.is_behind(io, self.behind.len())
+        !self.waiting.is_empty() || self.is_behind(io)
     }
 
-    /// Whether `io` overlaps what is held, or the first `before` of those behind it.
-    fn is_behind(&self, io: &Io, before: usize) -> bool {
-        if self.held.is_empty() || !io.op().modifies() {
+    /// Whether `io` writes what overlaps a hold, or something behind one.
+    fn is_behind(&self, io: &Io) -> bool {
+        if self.holds.is_empty() || !io.op().modifies() {
             return false;
         }
-        self.held.iter().any(|held| conflicts(io, &held.io))
-            || self.behind.iter().take(before).any(|behind| conflicts(io, &behind.io))
+        let extent = Extent::of(io);
+        self.holds.iter().any(|hold| extent.conflicts(&hold.extent))
+            || self.behind.iter().any(|behind| extent.conflicts(&Extent::of(&behind.io)))
+    }
+
+    /// The fate of a command is unknown.
+    pub fn hold(&mut self, held: Held, hold: Option<u64>) {
+        if hold.is_none() {
+            self.holds.push(Hold { id: held.turn, extent: Extent::of(&held.io) });
+        }
+        self.held.push(Held { hold: hold.unwrap_or(held.turn), ..held });
+    }
+
+    /// A command that was held once has completed: what is behind it may go on.
+    pub fn end_hold(&mut self, id: u64) {
+        self.holds.retain(|hold| hold.id != id);
+        for waiting in std::mem::take(&mut self.behind) {
+            if self.is_behind(&waiting.io) {
+                self.behind.push_back(waiting);
+            } else {
+                self.waiting.push_back(waiting);
+            }
+        }
     }
 
     pub fn queue(&mut self, waiting: Waiting) {
@@ -156,7 +200,7 @@ impl Head {
 
     /// Keeps what overlaps something that is held, and gives everything else back.
     pub fn keep_behind(&mut self, waiting: Waiting) -> Option<Waiting> {
-        if !self.is_behind(&waiting.io, self.behind.len()) {
+        if waiting.hold.is_some() || !self.is_behind(&waiting.io) {
             return Some(waiting);
         }
         self.behind.push_back(waiting);
@@ -217,11 +261,9 @@ impl Head {
         suspects.chain(transition).min()
     }
 
-    /// Lets go of what is held and fenced, and of what was behind it. What was done twice is the wrong thing ends.
+    /// Lets go of what is held and fenced: it is sent again, before anything else. What would do something else the second
+    /// time ends.
     pub fn release(&mut self, paths: &mut Slab<LocalPath>, sink: &mut dyn FnMut(Io, IoStatus)) {
-        if self.held.is_empty() {
-            return;
-        }
         let mut freed: Vec<Held> = Vec::new();
         let mut index = 0;
         while index < self.held.len() {
@@ -234,33 +276,27 @@ impl Head {
                 index += 1;
             }
         }
-        if freed.is_empty() {
-            return;
-        }
-        freed.sort_by_key(|held| held.turn);
-        let mut front: VecDeque<Waiting> = VecDeque::new();
+        // The last first: each goes to the front.
+        freed.sort_by_key(|held| std::cmp::Reverse(held.turn));
         for held in freed {
             if is_idempotent(&held.io) {
-                front.push_back(Waiting { io: held.io, retries: 0 });
+                self.waiting.push_front(Waiting { io: held.io, retries: 0, hold: Some(held.hold) });
             } else {
+                self.end_hold(held.hold);
                 sink(held.io, IoStatus::Aborted);
             }
         }
-        for waiting in std::mem::take(&mut self.behind) {
-            if self.is_behind(&waiting.io, self.behind.len()) {
-                self.behind.push_back(waiting);
-            } else {
-                front.push_back(waiting);
-            }
-        }
-        front.append(&mut self.waiting);
-        self.waiting = front;
     }
 
     /// There is no path for what waits first: waits on, or ends all of it.
     pub fn no_path(&mut self, paths: &Slab<LocalPath>, now: Instant, sink: &mut dyn FnMut(Io, IoStatus)) {
         if !self.may_recover(paths, now) {
-            self.waiting.drain(..).for_each(|waiting| sink(waiting.io, NO_PATH));
+            for waiting in std::mem::take(&mut self.waiting) {
+                if let Some(hold) = waiting.hold {
+                    self.end_hold(hold);
+                }
+                sink(waiting.io, NO_PATH);
+            }
         }
     }
 
@@ -270,12 +306,12 @@ impl Head {
     }
 
     /// A command has been completed with a path-related status: it is sent again, and returned if that was often enough.
-    pub fn path_error(&mut self, path: usize, waiting: Waiting, now: Instant) -> Option<Io> {
+    pub fn path_error(&mut self, path: usize, waiting: Waiting, now: Instant) -> Option<Waiting> {
         for route in self.routes.iter_mut().filter(|route| route.path == path) {
             route.suspect_until = Some(now + SUSPICION);
         }
         if waiting.retries >= MAX_RETRIES {
-            return Some(waiting.io);
+            return Some(waiting);
         }
         self.waiting.push_front(Waiting { retries: waiting.retries + 1, ..waiting });
         None
@@ -283,16 +319,21 @@ impl Head {
 
     /// Takes the I/O of `tag` out, if it waits.
     pub fn take(&mut self, tag: IoTag) -> Option<Io> {
-        for list in [&mut self.waiting, &mut self.behind] {
-            if let Some(index) = list.iter().position(|waiting| waiting.io.tag() == tag) {
-                return list.remove(index).map(|waiting| waiting.io);
-            }
+        let is_it = |waiting: &Waiting| waiting.io.tag() == tag;
+        let waiting = match self.waiting.iter().position(is_it) {
+            Some(index) => self.waiting.remove(index),
+            None => self.behind.iter().position(is_it).and_then(|index| self.behind.remove(index)),
+        }?;
+        if let Some(hold) = waiting.hold {
+            self.end_hold(hold);
         }
-        None
+        Some(waiting.io)
     }
 
     /// Takes all that waits.
     pub fn take_all(&mut self) -> Vec<Io> {
-        self.waiting.drain(..).chain(self.behind.drain(..)).map(|waiting| waiting.io).collect()
+        let all: Vec<Waiting> = self.waiting.drain(..).chain(self.behind.drain(..)).collect();
+        all.iter().filter_map(|waiting| waiting.hold).for_each(|hold| self.end_hold(hold));
+        all.into_iter().map(|waiting| waiting.io).collect()
     }
 }

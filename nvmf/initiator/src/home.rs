@@ -272,10 +272,12 @@ impl Home {
         if !controller.is_live() {
             self.end_association(false, watches);
             self.go_on(then, now);
-        } else if drained || now >= until {
-            self.path.publish(|view| view.drains = None);
+        } else if drained {
             controller.shut_down();
             self.phase = Phase::ShuttingDown { then };
+        } else if now >= until && self.path.view().drains.is_some() {
+            // Commands that hang are given up: every reactor closes its queue.
+            self.path.publish(|view| view.drains = None);
         }
     }
 
@@ -468,7 +470,7 @@ impl Home {
     /// When it wants to be polled even if nothing was announced.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let phase = match self.phase {
-            Phase::Draining { until, .. } => Some(until),
+            Phase::Draining { until, .. } if self.path.view().drains.is_some() => Some(until),
             Phase::Waiting(at) => Some(at),
             _ => None,
         };

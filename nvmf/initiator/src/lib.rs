@@ -28,11 +28,12 @@
 //!   which hears nothing, has ended the association by then (Base 3.9 and 9.6).
 //! - A held write, write-zeroes, unmap or copy is then sent again; a compare-and-write would do something else the second
 //!   time and ends as aborted.
-//! - What overlaps a held write and was submitted on the same reactor waits behind it, if it writes. Writes of several
-//!   reactors that overlap and are outstanding at once have no order, as everywhere in the layer.
+//! - What overlaps a held write, is submitted on the same reactor and writes waits until that one has completed. Writes
+//!   that overlap and were outstanding at once before one was lost, or are submitted on several reactors, have no order, as
+//!   everywhere in the layer: what was lost may show, be overwritten, and show again until it completes.
 //!
-//! So a write that has been completed, well or badly, never lands afterwards, and none that was acknowledged is overwritten
-//! by an older one.
+//! So a write that has been completed, well or badly, never lands afterwards: what was acknowledged is only overwritten by
+//! what was submitted later, or was outstanding beside it.
 //!
 //! A command that was completed with a path-related status was not executed, and is sent again on another path, or when the
 //! access states have changed.

@@ -83,6 +83,8 @@ struct Flight {
     number: u64,
     turn: u64,
     retries: u8,
+    /// Its hold, if it was held once.
+    hold: Option<u64>,
     /// Commands that have not come back: two for a fused operation.
     left: u8,
     lost: bool,
@@ -103,6 +105,9 @@ pub struct Part {
     /// The instant of the last poll.
     now: Instant,
 }
+
+/// Status code type of statuses that are about the path: the command was not executed.
+const PATH_RELATED: u8 = 3;
 
 /// Keys of watches: homes have even ones, I/O queues odd ones.
 fn home_key(index: usize) -> u64 {
@@ -240,7 +245,7 @@ impl Part {
     #[inline]
     pub(crate) fn submit(&mut self, key: usize, io: Io, now: Instant) -> bool {
         let head = &mut self.heads[key];
-        let waiting = Waiting { io, retries: 0 };
+        let waiting = Waiting { io, retries: 0, hold: None };
         if head.must_queue(&waiting.io) {
             head.queue(waiting);
         } else if let Err(waiting) = self.start(key, waiting, now) {
@@ -261,11 +266,11 @@ impl Part {
         self.turn += 1;
         let entry = self.flights.vacant_entry();
         let user = (entry.key() as u64) << 1;
-        let Waiting { mut io, retries } = waiting;
+        let Waiting { mut io, retries, hold } = waiting;
         let left = send(&mut local.queue, user, nsid, &mut io, now);
         let (number, turn) = (local.association.number, self.turn);
         let status = Status::SUCCESS;
-        entry.insert(Flight { io, head: key, path: place, number, turn, retries, left, lost: false, status });
+        entry.insert(Flight { io, head: key, path: place, number, turn, retries, hold, left, lost: false, status });
         Ok(())
     }
 
@@ -373,22 +378,26 @@ impl Part {
             return self.lost(flight);
         }
         let status = flight.status;
-        if status.sct() == 3 {
-            let waiting = Waiting { io: flight.io, retries: flight.retries };
-            if let Some(io) = self.heads[flight.head].path_error(flight.path, waiting, now) {
-                sink(io, to_io_status(status));
-            }
-            return;
+        if status.same_code(Status::ABORTED_SQ_DELETION) {
+            // The controller ends; what it has done by then it does not say.
+            return self.lost(flight);
         }
-        let mut io = flight.io;
+        let Flight { mut io, head, path, retries, hold, .. } = flight;
+        let head = &mut self.heads[head];
+        if status.sct() == PATH_RELATED || status.same_code(Status::COMMAND_SEQUENCE_ERROR) {
+            let Some(Waiting { io, .. }) = head.path_error(path, Waiting { io, retries, hold }, now) else { return };
+            hold.into_iter().for_each(|hold| head.end_hold(hold));
+            return sink(io, to_io_status(status));
+        }
         if let (Op::Copy { source_lba }, true) = (io.op(), status.is_success())
             && let Some((lba, source_lba, blocks)) = CopyPiece::first(io.lba(), source_lba, io.blocks()).rest
         {
             io.set_range(lba, blocks);
             io.set_op(Op::Copy { source_lba });
-            self.heads[flight.head].waiting.push_front(Waiting { io, retries: 0 });
+            head.waiting.push_front(Waiting { io, retries: 0, hold });
             return;
         }
+        hold.into_iter().for_each(|hold| head.end_hold(hold));
         sink(io, to_io_status(status));
     }
 
@@ -397,9 +406,10 @@ impl Part {
         let head = &mut self.heads[flight.head];
         if flight.io.op().modifies() {
             self.paths[flight.path].refs += 1;
-            head.held.push(Held { io: flight.io, path: flight.path, number: flight.number, turn: flight.turn });
+            let Flight { io, path, number, turn, hold, .. } = flight;
+            head.hold(Held { io, path, number, turn, hold: turn }, hold);
         } else {
-            head.waiting.push_front(Waiting { io: flight.io, retries: flight.retries });
+            head.waiting.push_front(Waiting { io: flight.io, retries: flight.retries, hold: None });
         }
     }
 

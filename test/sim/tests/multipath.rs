@@ -1,0 +1,195 @@
+//! Remote namespaces over two paths whose connections break and fall silent at seeded moments, over a disk that is now and
+//! then a thousand times slower than usual: a write of a lost connection is still on its way to the medium when its
+//! successor on the other path could already have been acknowledged. The loads' model says of every block that is read
+//! whether it is the last acknowledged write, or one that was in flight. Each namespace has one client that does one thing
+//! at a time: what overlaps and is outstanding at once has no order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bdev::modules::uring;
+use initiator::path::Address;
+use initiator::policy::Mode;
+use initiator::system::{Attach, Multipath};
+use initiator::{InitiatorSystem, Part};
+use nvmf::host::ReconnectPolicy;
+use nvmf::target::model::NewListener;
+use nvmf::target::view::TransportOptions;
+use reactor::buffer::PoolConfig;
+use ringstone_sim::load::{Device, Load, LoadConfig, SharedDevice};
+use ringstone_sim::seeds;
+use ringstone_sim::target::{NQN, Target, address, listen_address};
+use ringstone_sim::{Rng, Sim, World, WorldConfig};
+
+const BLOCK: u32 = 4096;
+
+/// Seeds of a scenario that show something, each with what.
+mod regressions {
+    /// 45, 52, 178: writes that are sent again before the old association is fenced come to light.
+    pub const PATHS: &[u64] = &[45, 52, 178];
+}
+
+/// Host and target on the same reactors, with I/Os and memory enough for both.
+fn config(rng: &mut Rng) -> WorldConfig {
+    WorldConfig {
+        reactors: 1 + rng.below(3) as usize,
+        io_pool: 1024,
+        buffers: PoolConfig { small: 512, medium: 128, large: 64 },
+        sleeps: !rng.one_in(4),
+        rounds: 6_000_000,
+    }
+}
+
+fn second_address() -> SocketAddr {
+    SocketAddr::new(address().ip(), address().port() + 1)
+}
+
+fn path(socket: SocketAddr, mode: Mode) -> Attach {
+    Attach {
+        name: "Nvme0".into(),
+        address: Address { socket, subnqn: NQN.into(), hostnqn: "nqn.2026-11.io.ringstone:sim-host".into() },
+        digests: (false, false),
+        multipath: Multipath::Multipath,
+        reconnect: ReconnectPolicy::from_seconds(-1, 1, 0).expect("a policy"),
+        step_timeout: None,
+        mode: Some(mode),
+        max_bdevs: 8,
+        params: serde_json::Value::Null,
+    }
+}
+
+struct Stage {
+    world: World,
+    target: Target,
+    initiator: Arc<InitiatorSystem>,
+    rng: Rng,
+    volumes: Vec<String>,
+}
+
+impl Stage {
+    fn new(sim: &Arc<Sim>, mut rng: Rng) -> Stage {
+        let config = config(&mut rng);
+        let mut world = World::new(sim, config, rng.next_u64());
+        let volumes: Vec<String> = (1..=1 + rng.below(6)).map(|n| format!("vol{n}")).collect();
+        for name in &volumes {
+            let path = PathBuf::from(format!("/volumes/{name}.img"));
+            let blocks = 8 + rng.below(40);
+            world.platform().files().create(&path, blocks * u64::from(BLOCK)).expect("a new file");
+            let flavor = uring::Flavor::Uring;
+            let options =
+                uring::FileOptions { flavor, path, block_size: Some(BLOCK), read_only: false, fallocate: None };
+            let (system, name) = (Arc::clone(world.system()), name.clone());
+            let made = async move { uring::create(&system, &name, None, options).await.map(drop) };
+            world.block_on("the volume", made).expect("the volume can be made");
+        }
+        let target =
+            Target::install(&mut world, TransportOptions { max_io_size: 131_072, ..TransportOptions::default() });
+        target.serve(&mut world, &volumes);
+        let nvmf = Arc::clone(&target.nvmf);
+        let listener = NewListener { address: listen_address(second_address()), ana_state: None, sock_impl: None };
+        world
+            .block_on("the second listener", async move { nvmf.add_listener(NQN, listener).await })
+            .expect("it listens");
+        for n in 0..world.reactor_count() {
+            Part::install(world.context(n));
+        }
+        let initiator = InitiatorSystem::new(world.system());
+        let mode = match rng.below(3) {
+            0 => Mode::ActivePassive,
+            1 => Mode::RoundRobin { min_io: 1 + rng.below(3) as u32 },
+            _ => Mode::QueueDepth,
+        };
+        let mut stage = Stage { world, target, initiator, rng, volumes };
+        for socket in [address(), second_address()] {
+            let initiator = Arc::clone(&stage.initiator);
+            let attached = stage.world.block_on("a path", async move { initiator.attach(path(socket, mode)).await });
+            assert_eq!(attached.expect("it can be attached").len(), stage.volumes.len());
+        }
+        stage
+    }
+
+    /// A load on each namespace.
+    fn loads(&mut self) -> Vec<SharedDevice> {
+        let system = Arc::clone(self.world.system());
+        let mut devices = Vec::new();
+        for n in 1..=self.volumes.len() {
+            let name = format!("Nvme0n{n}");
+            let blocks = system.get(&name).expect("it is there").device().geometry().num_blocks;
+            let device = Device::open(&system, &name, blocks, false);
+            let (operations, max_blocks) = (100 + self.rng.below(200), 1 + self.rng.below(8));
+            let load = LoadConfig { operations, depth: 1, max_blocks, ..LoadConfig::default() };
+            let reactor = self.rng.below(self.world.reactor_count() as u64) as usize;
+            Load::start(&mut self.world, reactor, &device, load, self.rng.next_u64());
+            devices.push(device);
+        }
+        devices
+    }
+
+    fn await_loads(&mut self, devices: &[SharedDevice]) {
+        self.world.run_until("the loads to end", |_| devices.iter().all(|device| device.borrow().loads == 0));
+    }
+
+    /// Reads all there is, and takes everything down.
+    fn finish(mut self, devices: Vec<SharedDevice>) {
+        self.await_loads(&devices);
+        // A load takes its descriptor along when it ends.
+        let mut sweeps = Vec::new();
+        for (n, device) in devices.iter().enumerate() {
+            let reopened = Device::open(self.world.system(), &format!("Nvme0n{}", n + 1), 0, false);
+            device.borrow_mut().model.settled();
+            std::mem::swap(&mut device.borrow_mut().model, &mut reopened.borrow_mut().model);
+            let sweep =
+                LoadConfig { operations: u64::MAX, depth: 1, max_blocks: 8, sweep: true, ..LoadConfig::default() };
+            Load::start(&mut self.world, 0, &reopened, sweep, self.rng.next_u64());
+            sweeps.push(reopened);
+        }
+        self.await_loads(&sweeps);
+        let initiator = Arc::clone(&self.initiator);
+        let detached =
+            self.world.block_on("the controller to go", async move { initiator.detach("Nvme0", |_| true).await });
+        detached.expect("nobody holds it");
+        assert!(self.initiator.groups().is_empty() && self.world.system().get("Nvme0n1").is_err());
+        self.target.shut_down(&mut self.world);
+        for name in self.volumes {
+            let system = Arc::clone(self.world.system());
+            self.world.block_on("a volume to go", async move { system.remove(&name).await }).expect("nobody holds it");
+        }
+        self.world.assert_clean();
+    }
+}
+
+fn faults(seed: u64) {
+    let sim = Sim::new(seed);
+    // Whole blocks, so that a read beside a write sees one or the other.
+    sim.disk(|rules| rules.sector = BLOCK as usize);
+    let mut stage = Stage::new(&sim, Rng::new(seed));
+    sim.disk(|rules| rules.slow_one_in = 5 + stage.rng.below(30));
+    let devices = stage.loads();
+    let mut rounds = 0;
+    while devices.iter().any(|device| device.borrow().loads > 0) && rounds < 200 {
+        rounds += 1;
+        let pause = match stage.rng.below(3) {
+            0 => Duration::from_micros(stage.rng.below(2_000)),
+            1 => Duration::from_millis(stage.rng.below(300)),
+            _ => Duration::from_millis(stage.rng.below(8_000)),
+        };
+        stage.world.run_for(pause);
+        match stage.rng.below(6) {
+            0 | 1 => drop(sim.break_connections(1 + stage.rng.below(4) as usize)),
+            2 => drop(sim.silence_some()),
+            3 => drop(sim.break_connections(100)),
+            4 => sim.net(|rules| rules.reset_one_in = 2_000),
+            _ => sim.net(|rules| rules.reset_one_in = 0),
+        }
+    }
+    sim.net(|rules| rules.reset_one_in = 0);
+    sim.disk(|rules| rules.slow_one_in = 0);
+    stage.finish(devices);
+}
+
+#[test]
+fn a_write_never_lands_behind_a_newer_one() {
+    seeds::each("a_write_never_lands_behind_a_newer_one", 40, regressions::PATHS, faults);
+}
