@@ -331,6 +331,13 @@ const SUBJECTS: &[Subject] = &[
         resize: Some(conformance_resize),
     },
     Subject {
+        label: "appliance-log-twice",
+        block_sizes: &[4096],
+        forgets: false,
+        make: |system, spec| Box::pin(conformance_log_twice(system, spec)),
+        resize: Some(conformance_resize),
+    },
+    Subject {
         label: "appliance-null",
         block_sizes: &[512],
         forgets: true,
@@ -360,6 +367,17 @@ async fn conformance_log(system: Arc<BdevSystem>, spec: Spec) -> Result<Vec<Stri
     settings.options = json!({ "base_bdev": base });
     create(&system, &spec.name, None, settings).await?;
     Ok(vec![spec.name, base])
+}
+
+/// A log store on a log store: what is done below has I/Os of its own on both floors.
+async fn conformance_log_twice(system: Arc<BdevSystem>, spec: Spec) -> Result<Vec<String>, BdevError> {
+    let below = Spec { name: format!("{}-below", spec.name), num_blocks: 4 * spec.num_blocks + 8192, ..spec.clone() };
+    let mut made = vec![spec.name.clone()];
+    made.extend(conformance_log(Arc::clone(&system), below.clone()).await?);
+    let mut settings = Settings::new("log", spec.block_size, spec.num_blocks);
+    settings.options = json!({ "base_bdev": below.name, "compression": "none" });
+    create(&system, &spec.name, None, settings).await?;
+    Ok(made)
 }
 
 fn conformance_resize(system: Arc<BdevSystem>, spec: Spec, blocks: u64) -> BoxFuture<'static, Result<(), BdevError>> {

@@ -138,6 +138,13 @@ impl World {
                     block.durable = block.durable.max(floor);
                 }
             }
+            Waiting::Write { lba, blocks, last, .. } if done.status == IoStatus::Aborted => {
+                // It was not begun, and leaves nothing.
+                for (index, order) in (lba..lba + blocks).zip(last + 1 - blocks..) {
+                    self.blocks[index as usize].history.retain(|written| written.0 != order);
+                }
+            }
+            Waiting::Read { .. } if done.status == IoStatus::Aborted => {}
             Waiting::Write { .. } => {
                 let allowed = matches!(done.status, IoStatus::NoSpace) || self.one_in > 0;
                 assert!(allowed, "a write failed: {}", done.status);
@@ -161,6 +168,10 @@ impl World {
     fn step(&mut self) {
         if self.waiting.len() < 12 && self.rng.one_in(2) {
             self.submit();
+        }
+        if !self.waiting.is_empty() && self.rng.one_in(30) {
+            let which = self.rng.below(self.waiting.len() as u64) as usize;
+            self.engine.abort(self.waiting[which].0);
         }
         for _ in 0..self.rng.below(4) {
             let Some(io) = self.engine.next_io() else { break };
