@@ -172,6 +172,7 @@ fn as_json(options: &LoadOptions, report: &Report) -> Value {
         "percentiles_us": percentiles,
         "latency_from": latency_from(options),
         "cpu_s": report.cpu_s,
+        "busy": report.busy,
         "errors": report.errors,
         "seconds": report.seconds,
         "commands": report.completed,

@@ -157,6 +157,8 @@ pub struct Report {
     pub seconds: f64,
     /// CPU time of the process meanwhile.
     pub cpu_s: f64,
+    /// Share of that time in which the load's reactor had something to do: near 1, the load itself was at its limit.
+    pub busy: f64,
     /// Somebody stopped it.
     pub interrupted: bool,
     /// Commands that were due and never sent, at a rate.
@@ -260,6 +262,7 @@ pub struct Engine<D> {
     phase_ends: Instant,
     measured_from: Instant,
     cpu_from: f64,
+    busy_from_ns: u64,
     report: Report,
     stop: Arc<AtomicBool>,
     live: Arc<Live>,
@@ -285,6 +288,7 @@ impl<D: Device> Engine<D> {
             kinds: Vec::new(),
             seconds: 0.0,
             cpu_s: 0.0,
+            busy: 0.0,
             interrupted: false,
             late: 0,
             verified: options.verify.then(Verified::default),
@@ -309,6 +313,7 @@ impl<D: Device> Engine<D> {
             phase_ends: now,
             measured_from: now,
             cpu_from: 0.0,
+            busy_from_ns: 0,
             report,
             stop,
             live,
@@ -579,6 +584,7 @@ impl<D: Device> Engine<D> {
             Phase::WarmUp if stop || now >= self.phase_ends => {
                 self.phase = Phase::Measure;
                 (self.measured_from, self.cpu_from) = (now, cpu_seconds());
+                self.busy_from_ns = cx.stats().busy_ns;
                 let time =
                     self.options.time.unwrap_or(if self.options.count.is_some() { 1e7 } else { super::DEFAULT_TIME });
                 self.phase_ends = now + Duration::from_secs_f64(time);
@@ -588,7 +594,7 @@ impl<D: Device> Engine<D> {
                 if counted && self.outstanding > 0 && !stop {
                     // What was asked for is measured to its end.
                 } else {
-                    self.stop_measuring(now);
+                    self.stop_measuring(cx);
                     self.drain(Phase::Drain, now);
                 }
             }
@@ -633,8 +639,11 @@ impl<D: Device> Engine<D> {
         self.targets.iter().all(|target| unchecked(target).is_none())
     }
 
-    fn stop_measuring(&mut self, now: Instant) {
+    fn stop_measuring(&mut self, cx: &Context) {
+        let now = cx.now();
         self.report.seconds = now.since(self.measured_from).as_secs_f64();
+        let busy_ns = cx.stats().busy_ns - self.busy_from_ns;
+        self.report.busy = (busy_ns as f64 / 1e9 / self.report.seconds.max(1e-9)).min(1.0);
         self.report.cpu_s = cpu_seconds() - self.cpu_from;
         self.report.late = self.pace.map_or(0, |pace| pace.waiting(now));
         self.live.measuring.store(false, Ordering::Relaxed);
@@ -651,6 +660,7 @@ impl<D: Device> Engine<D> {
             kinds: Vec::new(),
             seconds: 0.0,
             cpu_s: 0.0,
+            busy: 0.0,
             interrupted: false,
             late: 0,
             verified: None,
@@ -672,7 +682,7 @@ impl<D: Device> Poller for Engine<D> {
                 // Commands whose fate is unknown count as errors.
                 self.report.errors += self.outstanding as u64;
                 if self.phase == Phase::Measure {
-                    self.stop_measuring(cx.now());
+                    self.stop_measuring(cx);
                 }
                 self.finish(cx);
                 Progress::Busy
