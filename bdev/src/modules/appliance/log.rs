@@ -4,6 +4,19 @@
 //! bound how much of the log is replayed when the store is opened; a collector empties segments of which little is still in use.
 //! Blocks of zeroes take no room.
 //!
+//! # Options
+//! | option | meaning |
+//! |---|---|
+//! | `base_bdev` | the bdev that keeps the data; claimed |
+//! | `segment_bytes` | unit of the collector, a power of two; chosen by the size of the base |
+//! | `compression` | `lz4` (default) or `none`; may differ each time the store is opened |
+//! | `format` | `true`: give up whatever the base holds. Without it only a blank base is formatted. Counts once: it is not saved |
+//! | `accept_loss` | `true`: open a store whose log has a gap, without what is behind the gap. Counts once |
+//!
+//! # What to copy
+//! `handler` is all there is to a handler over a lower bdev: options, a worker that feeds an engine, what the next worker finds after
+//! a panic. The engine shows how to keep promises about durability without knowing about threads.
+//!
 //! | room | concern |
 //! |---|---|
 //! | [`format`](mod@format) | what is on the base device, byte by byte |
