@@ -4,6 +4,8 @@
 //! is measured in turns, several times, and reported as median and range. The handler is `null`, which fills reads with
 //! zeroes and does nothing else, as the null bdev does on the reactor.
 
+mod external;
+
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,7 +68,9 @@ fn run(options: &Options) -> Result<(), String> {
         round_trip(&busy, options, &mut report).await?;
         throughput(&busy, options, &mut report).await?;
         neighbour(&busy, options, &mut report).await?;
+        let outside = external::round_trips(&busy, options, &mut report).await?;
         busy.stop().await?;
+        external::nbd(outside, options, &mut report)?;
         completions(options, &mut report);
         let adaptive = Rig::start(PollPolicy::default())?;
         idle(&adaptive, options, &mut report).await?;
