@@ -14,6 +14,7 @@
 //! | [`wire`] | numbers, headers and replies as bytes |
 //! | [`negotiation`] | options of the handshake |
 //! | [`connection`] | the protocol machine of one connection |
+//! | [`errors`] | what failed, in the protocol's numbers and in words |
 //! | [`output`] | replies that wait to be sent |
 //! | [`group`] | one reactor's connections |
 //! | [`system`] | the control plane: exports come and go |
@@ -22,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 pub mod connection;
+pub mod errors;
 pub mod group;
 pub mod negotiation;
 pub mod output;
