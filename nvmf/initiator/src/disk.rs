@@ -135,7 +135,8 @@ impl Disk {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The paths: each with the namespace's number on it, and whether it is preferred.
+    /// The generation, the paths, each with the namespace's number on it and whether it is preferred, and the policy.
+    #[allow(clippy::type_complexity)] // One caller, which takes it apart at once.
     pub(crate) fn routes(&self) -> (u64, Vec<(Arc<Path>, u32, bool)>, Mode) {
         let routes = lock(&self.routes);
         let list = routes

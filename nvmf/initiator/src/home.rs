@@ -210,7 +210,7 @@ impl Home {
             open: AtomicU32::new(0),
         });
         self.association = Some(Arc::clone(&association));
-        let identity = controller.identity().map(|identity| Arc::new(identity.clone()));
+        let identity = controller.identity().map(|identity| Arc::new(*identity));
         let max_io_bytes = controller.max_io_bytes();
         self.recovery.recovered(now);
         self.live_since = now;

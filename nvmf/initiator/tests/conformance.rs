@@ -14,9 +14,12 @@ use futures_util::future::BoxFuture;
 use initiator::InitiatorSystem;
 use nvmf::target::model::NewNamespace;
 
+/// The target and the host of a world.
+type Sides = (Rc<RefCell<Target>>, Arc<InitiatorSystem>);
+
 thread_local! {
     /// The two sides of the world at hand.
-    static TARGET: RefCell<Option<(Rc<RefCell<Target>>, Arc<InitiatorSystem>)>> = const { RefCell::new(None) };
+    static TARGET: RefCell<Option<Sides>> = const { RefCell::new(None) };
     static MADE: Cell<u32> = const { Cell::new(0) };
 }
 

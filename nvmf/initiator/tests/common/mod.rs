@@ -15,7 +15,7 @@ use initiator::path::Address;
 use initiator::system::{Attach, Multipath};
 use initiator::{InitiatorSystem, Part};
 use nvmf::host::ReconnectPolicy;
-use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
+use nvmf::target::model::{NewListener, NewSubsystem};
 use nvmf::target::poll_group::groups::PollGroups;
 use nvmf::target::poll_group::{Loads, PollGroup};
 use nvmf::target::shared::ControllerTable;
@@ -112,10 +112,6 @@ impl Target {
         }
         panic!("no port is free");
     }
-
-    pub fn serve(&mut self, bdev: &str) {
-        self.world.block_on(self.nvmf.add_namespace(NQN, NewNamespace::default(), bdev)).expect("a namespace");
-    }
 }
 
 /// Both sides.
@@ -123,7 +119,6 @@ pub struct Pair {
     pub host: World,
     pub initiator: Arc<InitiatorSystem>,
     pub target: Rc<RefCell<Target>>,
-    pub clock: Arc<VirtualClock>,
 }
 
 impl Pair {
@@ -146,16 +141,7 @@ impl Pair {
             Part::install(host.context(n));
         }
         let initiator = InitiatorSystem::new(host.system());
-        Pair { host, initiator, target, clock }
-    }
-
-    /// Lets time pass, with everything working meanwhile.
-    pub fn pass(&mut self, time: Duration) {
-        let end = self.clock.now() + time;
-        while self.clock.now() < end {
-            self.clock.advance(Duration::from_millis(1));
-            self.host.step();
-        }
+        Pair { host, initiator, target }
     }
 }
 
