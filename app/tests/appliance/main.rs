@@ -6,6 +6,7 @@ mod common;
 mod config;
 mod docs;
 mod lifetime;
+mod remote;
 mod rpc_command;
 mod spdk;
 mod state;

@@ -86,8 +86,11 @@ impl Target {
         let groups = Arc::clone(self.nvmf.reactors());
         loop {
             let groups = Arc::clone(&groups);
-            let qpairs = world.block_on("the list of queue pairs", async move { groups.qpairs().await });
-            if qpairs.expect("the reactors run").is_empty() && self.controllers.is_empty() {
+            let both = world.block_on("the queue pairs", async move { (groups.qpairs().await, groups.stats().await) });
+            let (qpairs, stats) = (both.0.expect("the reactors run"), both.1.expect("the reactors run"));
+            // Connections that never came as far as Connect are in no list, and time out like the others.
+            let unassociated: u64 = stats.iter().map(|group| u64::from(group.current_unassociated_qpairs)).sum();
+            if qpairs.is_empty() && unassociated == 0 && self.controllers.is_empty() {
                 break;
             }
             assert!(world.sim().uptime() < patience, "queue pairs or controllers are left at the end");
