@@ -1,9 +1,10 @@
 //! Handlers that do wrong, one wrong at a time: what the host sees, what the log says, and that nothing is lost.
 
+use std::cell::RefCell;
 use std::fmt::Write;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use appliance::{Batch, Capabilities, Handler, Inline, Request, RequestId, Worker, WorkerCx};
@@ -16,9 +17,15 @@ use ringstone_bdev::modules::appliance::settings::Settings;
 use ringstone_bdev::modules::appliance::{create, create_with, delete, resize, stats};
 use serde_json::Value;
 
-/// Keeps what is logged on this thread.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<String>>);
+thread_local! {
+    static LOG: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Keeps what each thread logs. One for the process: subscribers that come and go with the tests make others miss lines.
+struct PerThread;
+
+/// What was logged on this thread since its making.
+struct Logged;
 
 struct Fields<'a>(&'a mut String);
 
@@ -28,7 +35,7 @@ impl tracing::field::Visit for Fields<'_> {
     }
 }
 
-impl tracing::Subscriber for Logged {
+impl tracing::Subscriber for PerThread {
     fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
         true
     }
@@ -38,18 +45,26 @@ impl tracing::Subscriber for Logged {
     fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
     fn event(&self, event: &tracing::Event<'_>) {
-        let mut text = self.0.lock().unwrap();
-        event.record(&mut Fields(&mut text));
-        text.push('\n');
+        LOG.with_borrow_mut(|text| {
+            event.record(&mut Fields(text));
+            text.push('\n');
+        });
     }
     fn enter(&self, _: &tracing::span::Id) {}
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
 impl Logged {
+    fn begin() -> Logged {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| tracing::subscriber::set_global_default(PerThread).expect("the only one"));
+        LOG.with_borrow_mut(String::clear);
+        Logged
+    }
+
     /// Checks that one line has all of `words`.
     fn assert_line(&self, words: &[&str]) {
-        let text = self.0.lock().unwrap().clone();
+        let text = LOG.with_borrow(String::clone);
         let found = text.lines().any(|line| words.iter().all(|word| line.contains(word)));
         assert!(found, "no line with {words:?} in\n{text}");
     }
@@ -64,13 +79,11 @@ struct Bench {
     bdev: Option<Arc<BdevInfo>>,
     client: Option<Client>,
     logged: Logged,
-    _guard: tracing::subscriber::DefaultGuard,
 }
 
 impl Bench {
     fn new(habits: Habits, change: impl FnOnce(&mut Settings)) -> Bench {
-        let logged = Logged::default();
-        let guard = tracing::subscriber::set_default(logged.clone());
+        let logged = Logged::begin();
         let mut world = World::on_host(EngineChoice::Threads, WorldConfig::default());
         let system = Arc::clone(world.system());
         let rogue = Rogue::new(512, BLOCKS, habits).unwrap();
@@ -81,7 +94,7 @@ impl Bench {
         let handler = Arc::clone(&rogue) as Arc<dyn Handler>;
         let bdev = world.block_on(create_with(&system, "app", None, settings, handler)).unwrap();
         let client = Client::open(&mut world, 0, &bdev);
-        Bench { world, system, rogue, bdev: Some(bdev), client: Some(client), logged, _guard: guard }
+        Bench { world, system, rogue, bdev: Some(bdev), client: Some(client), logged }
     }
 
     fn client(&mut self) -> &mut Client {

@@ -18,6 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use reactor::file::{Errno as HostErrno, File, FileInfo, FileOp, FileSlot, OpenOptions};
@@ -32,6 +33,11 @@ use crate::core::{
     Bdev, BdevError, BdevInfo, BdevSystem, ChannelCx, Geometry, Io, IoChannel, IoCx, IoStatus, NewBdev, Op, OpKind,
     OpSet,
 };
+
+/// How long a file that is locked is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is tried meanwhile.
+const LOCK_PERIOD: Duration = Duration::from_millis(20);
 
 /// The module.
 pub const MODULE: Module =
@@ -227,6 +233,23 @@ impl IoChannel for FileChannel {
     }
 }
 
+/// Opens the file, and waits a while for one that is locked: the kernel ends the I/O of a server that was killed after its
+/// process is gone, and keeps its files until then. The server that is started in its place must not stumble over them.
+async fn open_patiently(system: &BdevSystem, options: &FileOptions) -> Result<(Arc<dyn File>, u32), BdevError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        match open(system, options) {
+            Err(BdevError::Host { source, .. })
+                if source.kind() == io::ErrorKind::ResourceBusy && waited < LOCK_PATIENCE =>
+            {
+                system.executor().sleep(LOCK_PERIOD).await;
+                waited += LOCK_PERIOD;
+            }
+            other => return other,
+        }
+    }
+}
+
 /// Opens the file, directly where that fits the block size.
 fn open(system: &BdevSystem, options: &FileOptions) -> Result<(Arc<dyn File>, u32), BdevError> {
     let files = system.platform().files();
@@ -278,7 +301,7 @@ pub async fn create(
     if let Some(block_size) = options.block_size {
         check_size(block_size, 1)?;
     }
-    let (file, block_size) = open(system, &options)?;
+    let (file, block_size) = open_patiently(system, &options).await?;
     let info = file.info();
     let num_blocks = blocks_in(&options.path, info.bytes, block_size);
     if num_blocks == 0 {
