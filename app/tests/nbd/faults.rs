@@ -112,7 +112,8 @@ fn clients_that_vanish_leave_nothing_behind() {
         stream.write_all(&b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x06"[..round as usize]).unwrap();
     }
     wait_for("the connections to go", || (connections(&server) == 0).then_some(()));
-    assert_eq!(server.open_files(), files);
+    // The connection of an RPC may still be closing, now as at the beginning.
+    wait_for("their files to be closed", || (server.open_files() <= files).then_some(()));
     let mut client = Client::connect(&socket).unwrap();
     client.write(0, &[3; 4096]).unwrap();
     let stats = server.call("iobuf_get_stats", json!({}));
