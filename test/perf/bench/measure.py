@@ -244,7 +244,7 @@ class Bench:
         command = ["fio", "--name=bench", f"--filename={path}", f"--rw={rw}", f"--bs={bs}", f"--iodepth={qd}",
                    f"--iodepth_batch_submit={batch}", "--iodepth_batch_complete_min=1", f"--iodepth_batch_complete_max={qd}",
                    "--ioengine=io_uring", "--registerfiles=1", "--fixedbufs=1", f"--direct={direct}", "--time_based",
-                   f"--runtime={seconds}", f"--ramp_time={WARMUP_S}", "--norandommap", "--randrepeat=0",
+                   f"--runtime={round(seconds * 1000)}ms", f"--ramp_time={round(WARMUP_S * 1000)}ms", "--norandommap", "--randrepeat=0",
                    f"--cpus_allowed={self.options.target_core}", "--output-format=json"]
         job = run_json(command, seconds)["jobs"][0]
         side = "read" if "read" in rw else "write"
