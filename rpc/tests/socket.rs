@@ -272,7 +272,7 @@ fn a_request_that_never_ends_does_not_keep_the_server() {
 
 #[test]
 fn who_waits_for_ever_holds_no_place_once_gone() {
-    let mut server = Running::with(Limits { clients: 2, stop_timeout: LONG, ..Limits::default() });
+    let mut server = Running::with(Limits { clients: 3, stop_timeout: LONG, ..Limits::default() });
     let watching = |server: &Running, other: &mut Connection, count: usize| {
         while server.shelf.watching.load(Ordering::SeqCst) != count {
             other.send(LIST);
@@ -280,7 +280,8 @@ fn who_waits_for_ever_holds_no_place_once_gone() {
         }
     };
     let mut other = server.connect();
-    for _ in 0..2 {
+    // More often than there are places. One may still be on its way back when the next is wanted.
+    for _ in 0..5 {
         let mut waiting = server.connect();
         waiting.send(r#"{"method":"shelf_watch","id":1}"#);
         watching(&server, &mut other, 1);
