@@ -171,32 +171,24 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn controller_fields(found: &Found) -> Vec<(&'static str, Value, String)> {
-    let id = &*found.controller;
+    let id = &found.controller;
+    let mut fields = who_it_is(id);
+    fields.extend(what_it_does(id));
+    fields.extend(how_its_queues_are(id));
+    fields.push(("io_queues", json!(found.io_queues), "granted of 1 asked for".into()));
+    fields
+}
+
+fn who_it_is(id: &IdentifyController) -> Vec<(&'static str, Value, String)> {
     let text = |field: &[u8]| json!(shown_text(field));
     let plain = String::new;
     let version = Vs(id.ver.get());
-    let mdts = match id.mdts {
-        0 => "no limit".into(),
-        n => format!("2^{n} pages of the smallest size"),
-    };
     let kind = match id.cntrltype {
         cntrltype::IO => "I/O controller",
         cntrltype::DISCOVERY => "discovery controller",
         cntrltype::ADMINISTRATIVE => "administrative controller",
         _ => "not reported",
     };
-    let flush = match id.vwc >> 1 & 3 {
-        2 => "flush of all namespaces not supported",
-        3 => "flush of all namespaces supported",
-        _ => "flush of all namespaces not reported",
-    };
-    let events = AsyncEventConfig(id.oaes.get());
-    let notices = [
-        (events.ns_attribute(), "namespace attributes"),
-        (events.ana_change(), "ANA"),
-        (events.discovery_change(), "discovery log"),
-    ];
-    let notices: Vec<_> = notices.into_iter().filter(|(set, _)| *set == 1).map(|(_, name)| name).collect();
     vec![
         ("vid", json!(id.vid.get()), format!("{:#06x}", id.vid.get())),
         ("sn", text(&id.sn), plain()),
@@ -218,6 +210,22 @@ fn controller_fields(found: &Found) -> Vec<(&'static str, Value, String)> {
                 ],
             ),
         ),
+    ]
+}
+
+fn what_it_does(id: &IdentifyController) -> Vec<(&'static str, Value, String)> {
+    let mdts = match id.mdts {
+        0 => "no limit".into(),
+        n => format!("2^{n} pages of the smallest size"),
+    };
+    let events = AsyncEventConfig(id.oaes.get());
+    let notices = [
+        (events.ns_attribute(), "namespace attributes"),
+        (events.ana_change(), "ANA"),
+        (events.discovery_change(), "discovery log"),
+    ];
+    let notices: Vec<_> = notices.into_iter().filter(|(set, _)| *set == 1).map(|(_, name)| name).collect();
+    vec![
         ("mdts", json!(id.mdts), mdts),
         ("oaes", json!(id.oaes.get()), notices.join(", ")),
         (
@@ -253,7 +261,18 @@ fn controller_fields(found: &Found) -> Vec<(&'static str, Value, String)> {
                 ],
             ),
         ),
-        ("nanagrpid", json!(id.nanagrpid.get()), plain()),
+        ("nanagrpid", json!(id.nanagrpid.get()), String::new()),
+    ]
+}
+
+fn how_its_queues_are(id: &IdentifyController) -> Vec<(&'static str, Value, String)> {
+    let plain = String::new;
+    let flush = match id.vwc >> 1 & 3 {
+        2 => "flush of all namespaces not supported",
+        3 => "flush of all namespaces supported",
+        _ => "flush of all namespaces not reported",
+    };
+    vec![
         ("sqes", json!(id.sqes), format!("entries of {} bytes", 1u64 << (id.sqes & 0xf))),
         ("cqes", json!(id.cqes), format!("entries of {} bytes", 1u64 << (id.cqes & 0xf))),
         ("maxcmd", json!(id.maxcmd.get()), plain()),
@@ -287,7 +306,6 @@ fn controller_fields(found: &Found) -> Vec<(&'static str, Value, String)> {
         ("iorcsz", json!(id.iorcsz.get()), format!("response capsules of {} bytes", u64::from(id.iorcsz.get()) * 16)),
         ("icdoff", json!(id.icdoff.get()), plain()),
         ("msdbd", json!(id.msdbd), plain()),
-        ("io_queues", json!(found.io_queues), "granted of 1 asked for".into()),
     ]
 }
 

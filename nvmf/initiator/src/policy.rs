@@ -45,7 +45,7 @@ pub struct Memory {
 pub enum Choice {
     /// This one.
     Path(usize),
-    /// There is one, but it takes no more commands for now.
+    /// There is one, and it is full: it takes the next command when one of its own has completed.
     Full,
     /// There is none.
     None,
