@@ -169,6 +169,26 @@ pub struct Report {
     pub failure: Option<String>,
 }
 
+impl Report {
+    /// Of a run that has done nothing yet.
+    fn empty() -> Report {
+        Report {
+            histogram: Histogram::new(),
+            completed: 0,
+            reads: 0,
+            errors: 0,
+            kinds: Vec::new(),
+            seconds: 0.0,
+            cpu_s: 0.0,
+            busy: 0.0,
+            interrupted: false,
+            late: 0,
+            verified: None,
+            failure: None,
+        }
+    }
+}
+
 /// What can be seen while it runs.
 #[derive(Debug, Default)]
 pub struct Live {
@@ -280,20 +300,7 @@ impl<D: Device> Engine<D> {
         out: mpsc::Sender<Report>,
     ) -> Engine<D> {
         let (now, platform) = (cx.read_clock(), cx.platform());
-        let report = Report {
-            histogram: Histogram::new(),
-            completed: 0,
-            reads: 0,
-            errors: 0,
-            kinds: Vec::new(),
-            seconds: 0.0,
-            cpu_s: 0.0,
-            busy: 0.0,
-            interrupted: false,
-            late: 0,
-            verified: options.verify.then(Verified::default),
-            failure: None,
-        };
+        let report = Report { verified: options.verify.then(Verified::default), ..Report::empty() };
         Engine {
             device,
             options,
@@ -652,23 +659,9 @@ impl<D: Device> Engine<D> {
     fn finish(&mut self, cx: &mut Context) {
         self.phase = Phase::Over;
         self.device.leave(cx);
-        let empty = Report {
-            histogram: Histogram::new(),
-            completed: 0,
-            reads: 0,
-            errors: 0,
-            kinds: Vec::new(),
-            seconds: 0.0,
-            cpu_s: 0.0,
-            busy: 0.0,
-            interrupted: false,
-            late: 0,
-            verified: None,
-            failure: None,
-        };
         if let Some(out) = self.out.take() {
             // Whoever waited for it may be gone.
-            let _ = out.send(std::mem::replace(&mut self.report, empty));
+            let _ = out.send(std::mem::replace(&mut self.report, Report::empty()));
         }
     }
 }

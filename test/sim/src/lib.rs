@@ -18,6 +18,7 @@ pub mod sim;
 pub mod target;
 pub mod trace;
 pub mod vandal;
+pub mod volume;
 pub mod world;
 
 pub use bdev::conformance::Rng;

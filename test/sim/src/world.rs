@@ -55,6 +55,26 @@ impl Default for WorldConfig {
     }
 }
 
+impl WorldConfig {
+    /// One of many: every second is so small that everything has to wait, with as many large buffers as `large` says.
+    pub fn drawn(rng: &mut Rng, large: impl FnOnce(&mut Rng) -> usize) -> WorldConfig {
+        let mut config = WorldConfig {
+            reactors: 1 + rng.below(3) as usize,
+            io_pool: 256,
+            buffers: PoolConfig { small: 128, medium: 32, large: 16 },
+            sleeps: !rng.one_in(4),
+            ..WorldConfig::default()
+        };
+        if rng.one_in(2) {
+            // So few that everything waits.
+            config.io_pool = 2 << rng.below(3);
+            let (small, medium) = (rng.below(8) as usize, rng.below(3) as usize);
+            config.buffers = PoolConfig { small, medium, large: large(rng) };
+        }
+        config
+    }
+}
+
 /// Something outside of the product that acts on the world: a host, whoever calls the control plane, a fault.
 pub trait Actor {
     /// Does what there is to do.

@@ -6,11 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bdev::core::BdevSystem;
-use bdev::modules::{malloc, uring};
 use nbd::group::{Loads, NbdGroup};
 use nbd::system::NbdSystem;
-use reactor::buffer::PoolConfig;
 use ringstone_sim::nbd::{Manner, NbdClient, Shared, SharedExport};
 use ringstone_sim::world::WorldView;
 use ringstone_sim::{Model, Rng, Sim, World, WorldConfig, seeds};
@@ -26,44 +23,6 @@ const BDEV: &str = "vol";
 
 fn socket() -> PathBuf {
     PathBuf::from("/run/vol.sock")
-}
-
-fn world_config(rng: &mut Rng) -> WorldConfig {
-    let mut config = WorldConfig {
-        reactors: 1 + rng.below(3) as usize,
-        io_pool: 256,
-        buffers: PoolConfig { small: 128, medium: 32, large: 16 },
-        sleeps: !rng.one_in(4),
-        ..WorldConfig::default()
-    };
-    if rng.one_in(2) {
-        // So few that everything waits.
-        config.io_pool = 2 << rng.below(3);
-        config.buffers = PoolConfig {
-            small: rng.below(8) as usize,
-            medium: rng.below(3) as usize,
-            large: 4 + rng.below(3) as usize,
-        };
-    }
-    config
-}
-
-async fn create(system: Arc<BdevSystem>, file: bool, block_size: u32, blocks: u64) {
-    let made = if file {
-        let options = uring::FileOptions {
-            flavor: uring::Flavor::Uring,
-            path: "/volumes/vol.img".into(),
-            block_size: Some(block_size),
-            read_only: false,
-            fallocate: None,
-        };
-        uring::create(&system, BDEV, None, options).await
-    } else {
-        let options =
-            malloc::MallocOptions { block_size, num_blocks: blocks, physical_block_size: 0, optimal_io_boundary: 0 };
-        malloc::create(&system, BDEV, None, options).await
-    };
-    made.expect("the volume can be made");
 }
 
 /// An export, and clients of it.
@@ -116,13 +75,14 @@ impl Stage {
     /// `model` is of a volume that was there before.
     fn new(sim: &Arc<Sim>, mut rng: Rng, volume: Volume, model: Option<Model>) -> Stage {
         let Volume { file, block_size, blocks } = volume;
-        let config = world_config(&mut rng);
+        let config = WorldConfig::drawn(&mut rng, |rng| 4 + rng.below(3) as usize);
         let mut world = World::new(sim, config, rng.next_u64());
         if file && model.is_none() {
             let bytes = blocks * u64::from(block_size);
             world.platform().files().create(Path::new("/volumes/vol.img"), bytes).expect("a new file");
         }
-        let made = create(Arc::clone(world.system()), file, block_size, blocks);
+        let volume = ringstone_sim::volume::Volume { name: BDEV.into(), file, block_size, blocks };
+        let made = volume.create(Arc::clone(world.system()));
         world.block_on("the volume", made);
         let loads = Arc::new(Loads::new(world.reactor_count()));
         for n in 0..world.reactor_count() {

@@ -2,21 +2,20 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bdev::core::BdevSystem;
-use bdev::modules::{malloc, uring};
+use bdev::modules::malloc;
 use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
 use nvmf::target::system::NvmfSystem;
 use nvmf::target::view::TransportOptions;
-use reactor::buffer::PoolConfig;
 use ringstone_sim::host::{Allowed, Host, HostConfig, Namespaces, SharedNamespaces, host_nqn};
 use ringstone_sim::seeds;
 use ringstone_sim::target::{NQN, Target, address, listen_address};
 use ringstone_sim::vandal::Vandal;
+use ringstone_sim::volume::Volume;
 use ringstone_sim::world::WorldView;
 use ringstone_sim::{Model, Rng, Sim, World, WorldConfig};
 
@@ -42,72 +41,12 @@ type Scenario = fn(u64);
 /// The namespace that comes and goes.
 const FLEETING: u32 = 20;
 
-fn world_config(rng: &mut Rng) -> WorldConfig {
-    let mut config = WorldConfig {
-        reactors: 1 + rng.below(3) as usize,
-        io_pool: 256,
-        buffers: PoolConfig { small: 128, medium: 32, large: 16 },
-        sleeps: !rng.one_in(4),
-        ..WorldConfig::default()
-    };
-    if rng.one_in(2) {
-        // So few that everything waits.
-        config.io_pool = 2 << rng.below(3);
-        config.buffers = PoolConfig {
-            small: rng.below(8) as usize,
-            medium: rng.below(3) as usize,
-            large: 2 + rng.below(2) as usize,
-        };
-    }
-    config
-}
-
 fn transport(rng: &mut Rng) -> TransportOptions {
     TransportOptions {
         in_capsule_data_size: 8192,
         c2h_success: rng.one_in(2),
         max_io_size: 131_072,
         ..TransportOptions::default()
-    }
-}
-
-#[derive(Clone)]
-struct Volume {
-    name: String,
-    file: bool,
-    block_size: u32,
-    blocks: u64,
-}
-
-impl Volume {
-    fn draw(rng: &mut Rng, n: usize) -> Volume {
-        Volume { name: format!("vol{n}"), file: rng.one_in(2), block_size: 4096, blocks: 32 + rng.below(300) }
-    }
-
-    fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/volumes/{}.img", self.name))
-    }
-
-    async fn create(self, system: Arc<BdevSystem>) {
-        let made = if self.file {
-            let options = uring::FileOptions {
-                flavor: uring::Flavor::Uring,
-                path: self.path(),
-                block_size: Some(self.block_size),
-                read_only: false,
-                fallocate: None,
-            };
-            uring::create(&system, &self.name, None, options).await
-        } else {
-            let options = malloc::MallocOptions {
-                block_size: self.block_size,
-                num_blocks: self.blocks,
-                physical_block_size: 0,
-                optimal_io_boundary: 0,
-            };
-            malloc::create(&system, &self.name, None, options).await
-        };
-        made.expect("the volume can be made");
     }
 }
 
@@ -123,7 +62,7 @@ struct Stage {
 
 impl Stage {
     fn new(sim: &Arc<Sim>, mut rng: Rng, volumes: Vec<Volume>, models: Option<Vec<Model>>) -> Stage {
-        let config = world_config(&mut rng);
+        let config = WorldConfig::drawn(&mut rng, |rng| 2 + rng.below(2) as usize);
         let mut world = World::new(sim, config, rng.next_u64());
         for volume in &volumes {
             if volume.file && models.is_none() {

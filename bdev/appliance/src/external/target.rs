@@ -38,20 +38,25 @@ use crate::types::{OpKind, OpSet};
 /// What becomes of I/O while no process is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnDisconnect {
-    /// It fails.
+    /// What was with it fails, and what comes fails until another process connects.
     #[default]
     Fail,
-    /// It waits until its deadline.
+    /// It waits for another process, until its deadline.
     Park,
 }
 
 impl OnDisconnect {
+    /// The words that RPCs use.
+    pub const NAMES: &[&str] = &["fail", "park"];
+
     /// The word that RPCs use.
     pub fn name(self) -> &'static str {
-        match self {
-            OnDisconnect::Fail => "fail",
-            OnDisconnect::Park => "park",
-        }
+        OnDisconnect::NAMES[self as usize]
+    }
+
+    /// From that word.
+    pub fn from_name(name: &str) -> Option<OnDisconnect> {
+        [OnDisconnect::Fail, OnDisconnect::Park].into_iter().find(|each| each.name() == name)
     }
 }
 

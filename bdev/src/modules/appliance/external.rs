@@ -33,7 +33,7 @@ use reactor::{Context, Instant, Poller, PollerId, Progress, Schedule};
 use serde_json::Value;
 
 use super::port::{Backend, Port, PortCx};
-use super::settings::{self, Settings};
+use super::settings::Settings;
 use crate::conformance::Spec;
 use crate::core::{BdevError, BdevSystem, OpKind, OpSet};
 
@@ -70,10 +70,7 @@ impl External {
             block_size: settings.geometry.block_size,
             num_blocks: settings.geometry.num_blocks,
             shape,
-            policy: match settings.on_disconnect {
-                settings::OnDisconnect::Fail => OnDisconnect::Fail,
-                settings::OnDisconnect::Park => OnDisconnect::Park,
-            },
+            policy: settings.on_disconnect,
             ops: capabilities.ops,
             unmap_zeroes: capabilities.unmap_zeroes,
             volatile_cache: capabilities.volatile_cache,
@@ -293,7 +290,7 @@ pub(super) async fn conformance_make(system: Arc<BdevSystem>, spec: Spec) -> Res
     let socket = spec.folder.join(format!("{}.sock", spec.name));
     let handler = format!("{PREFIX}{}", socket.display());
     let mut settings = Settings::new(&handler, spec.block_size, spec.num_blocks);
-    settings.on_disconnect = settings::OnDisconnect::Park;
+    settings.on_disconnect = OnDisconnect::Park;
     settings.latency_sample = 1;
     settings.options = serde_json::json!({
         "ops": ["read", "write", "flush", "unmap", "write_zeroes"],

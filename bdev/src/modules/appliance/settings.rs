@@ -1,5 +1,6 @@
 //! What a device was asked for: the parameters of `bdev_appliance_create`, checked.
 
+pub use appliance::external::OnDisconnect;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -31,31 +32,6 @@ impl Placement {
     /// From that word.
     pub fn from_name(name: &str) -> Option<Placement> {
         [Placement::LbaRange, Placement::Queue, Placement::RoundRobin].into_iter().find(|each| each.name() == name)
-    }
-}
-
-/// What happens to I/O while the process of an external handler is away.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnDisconnect {
-    /// What was with it fails, and what comes fails until another process connects.
-    #[default]
-    Fail,
-    /// It waits for another process, until its deadline.
-    Park,
-}
-
-impl OnDisconnect {
-    /// The words that RPCs use.
-    pub const NAMES: &[&str] = &["fail", "park"];
-
-    /// The word that RPCs use.
-    pub fn name(self) -> &'static str {
-        OnDisconnect::NAMES[self as usize]
-    }
-
-    /// From that word.
-    pub fn from_name(name: &str) -> Option<OnDisconnect> {
-        [OnDisconnect::Fail, OnDisconnect::Park].into_iter().find(|each| each.name() == name)
     }
 }
 
