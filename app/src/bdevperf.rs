@@ -1,7 +1,7 @@
 //! `ringstone bdevperf`: the load of `perf` on a bdev in this process, without a network between.
 //!
 //! The bdevs are those of a configuration file, as `serve --config` takes it; of its other parts nothing is made. The load
-//! runs on one reactor that never sleeps, on a channel like any client's.
+//! runs on reactors that never sleep, on channels like any client's.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,7 +10,8 @@ use std::sync::{Arc, mpsc};
 
 use bdev::core::runtime::SharedRuntime;
 use bdev::core::{
-    BdevEvent, BdevInfo, BdevSystem, ChannelId, ClientId, Completion, IoRequest, IoRuntime, IoStatus, Op, RuntimeConfig,
+    BdevEvent, BdevInfo, BdevSystem, ChannelId, ClientId, Completion, Descriptor, IoRequest, IoRuntime, IoStatus, Op,
+    RuntimeConfig,
 };
 use bdev::rpc::{BdevConfig, IobufConfig};
 use futures_util::future::BoxFuture;
@@ -23,7 +24,9 @@ use rpc::{Host, KillSignal, Table};
 use schema::RpcError;
 
 use crate::executor::TokioExecutor;
-use crate::load::engine::{Command, Device, Done, Engine, Live, Ready, Report, Volume};
+use crate::load::crew::Crew;
+use crate::load::engine::{Command, Device, Done, Engine, Ready, Volume};
+use crate::load::report::{self, Report};
 use crate::load::{self, LoadOptions};
 
 /// Options of `ringstone bdevperf`.
@@ -32,38 +35,47 @@ pub struct Options {
     /// Configuration that makes the bdevs, as save_config writes it.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
-    /// The bdev to put the load on.
-    #[arg(long, value_name = "NAME")]
-    bdev: String,
+    /// The bdev to put the load on; given more than once, they are used in turn.
+    #[arg(long, value_name = "NAME", required = true)]
+    bdev: Vec<String>,
     #[command(flatten)]
     load: LoadOptions,
 }
 
-struct BdevDevice {
+/// A bdev, and whether it is on its way out.
+#[derive(Clone)]
+struct Used {
     bdev: Arc<BdevInfo>,
+    gone: Arc<AtomicBool>,
+}
+
+struct BdevDevice {
+    used: Vec<Used>,
     runtime: SharedRuntime,
     client: ClientId,
-    channel: Option<ChannelId>,
+    /// By the index of their volume.
+    channels: Vec<ChannelId>,
     depth: usize,
     done: Vec<Completion>,
-    gone: Arc<AtomicBool>,
 }
 
 impl Device for BdevDevice {
     fn set_up(&mut self, _cx: &mut Context) -> Result<Option<Ready>, String> {
-        let channel = self.runtime.borrow_mut().get_channel(&self.bdev);
-        let name = self.bdev.name();
-        self.channel = Some(channel.map_err(|e| format!("'{name}' cannot be used: {e}"))?);
-        let geometry = self.bdev.device().geometry();
-        let volume = Volume { number: 1, blocks: geometry.num_blocks, block_bytes: geometry.block_size };
-        Ok(Some(Ready { volumes: vec![volume], lanes: 1, depth: self.depth, max_bytes: None }))
+        let mut volumes = Vec::new();
+        for (number, Used { bdev, .. }) in (1..).zip(&self.used) {
+            let channel = self.runtime.borrow_mut().get_channel(bdev);
+            self.channels.push(channel.map_err(|e| format!("'{}' cannot be used: {e}", bdev.name()))?);
+            let geometry = bdev.device().geometry();
+            volumes.push(Volume { number, blocks: geometry.num_blocks, block_bytes: geometry.block_size });
+        }
+        Ok(Some(Ready { volumes, lanes: 1, depth: self.depth, max_bytes: None }))
     }
 
     fn tend(&mut self, _cx: &mut Context) -> Result<bool, String> {
-        if self.gone.load(Ordering::Relaxed) {
-            return Err(format!("'{}' is being removed: what it is made of is gone", self.bdev.name()));
+        match self.used.iter().find(|used| used.gone.load(Ordering::Relaxed)) {
+            Some(Used { bdev, .. }) => Err(format!("'{}' is being removed: what it is made of is gone", bdev.name())),
+            None => Ok(false),
         }
-        Ok(false)
     }
 
     fn poll(&mut self, _lane: usize, cx: &mut Context, done: &mut Vec<Done>) -> Result<bool, String> {
@@ -84,7 +96,7 @@ impl Device for BdevDevice {
     fn submit(&mut self, _lane: usize, command: Command, _now: Instant) {
         let op = if command.is_write { Op::Write { fua: false } } else { Op::Read };
         let (lba, blocks, bufs, user) = (command.lba, command.blocks.into(), command.data, command.tag);
-        let channel = self.channel.expect("commands come when it is set up");
+        let channel = self.channels[command.volume];
         self.runtime.borrow_mut().submit(channel, self.client, IoRequest { op, lba, blocks, bufs, user });
     }
 
@@ -110,7 +122,7 @@ impl Device for BdevDevice {
     }
 
     fn leave(&mut self, _cx: &mut Context) {
-        if let Some(channel) = self.channel.take() {
+        for channel in self.channels.drain(..) {
             self.runtime.borrow_mut().put_channel(channel);
         }
     }
@@ -144,9 +156,10 @@ fn run(options: &Options) -> Result<ExitCode, String> {
     options.load.check()?;
     let config = Config::read(&options.config).map_err(|e| e.to_string())?;
     let platform: Arc<dyn Platform> = Arc::new(OsPlatform::new(EngineChoice::Auto));
-    let reactor = ReactorConfig { id: ReactorId(0), core: options.load.core, policy: PollPolicy::Busy };
+    let reactor = |(id, core)| ReactorConfig { id: ReactorId(id), core, policy: PollPolicy::Busy };
+    let configs: Vec<_> = (0..).zip(options.load.cores()?).map(reactor).collect();
     let install = |cx: &mut Context| IoRuntime::install(cx, RuntimeConfig::default()).map(|_| ());
-    let reactors = ReactorThreads::start(&platform, &[reactor], install).map_err(|e| format!("cannot start: {e}"))?;
+    let reactors = ReactorThreads::start(&platform, &configs, install).map_err(|e| format!("cannot start: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -155,16 +168,14 @@ fn run(options: &Options) -> Result<ExitCode, String> {
         let _entered = runtime.enter();
         let executor = Arc::new(TokioExecutor::current());
         let bdevs = BdevSystem::new(reactors.handles().to_vec(), Arc::clone(&platform), executor);
-        runtime.block_on(load_config(&bdevs, &config)).and_then(|()| {
-            let handle = reactors.handles()[0].clone();
-            measure(options, &runtime, &bdevs, &handle)
-        })
+        let loaded = runtime.block_on(load_config(&bdevs, &config));
+        loaded.and_then(|()| measure(options, &runtime, &bdevs, reactors.handles()))
     };
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     let stopped = reactors.stop().map_err(|e| format!("the reactor ended badly: {e}"));
     let report = result?;
     stopped?;
-    Ok(load::print(&options.load, &report))
+    Ok(report::print(&options.load, &report))
 }
 
 /// Makes the bdevs of the configuration.
@@ -180,12 +191,8 @@ async fn load_config(bdevs: &Arc<BdevSystem>, config: &Config) -> Result<(), Str
     Ok(())
 }
 
-fn measure(
-    options: &Options,
-    runtime: &tokio::runtime::Runtime,
-    bdevs: &Arc<BdevSystem>,
-    handle: &ReactorHandle,
-) -> Result<Report, String> {
+/// Opens a bdev for the load.
+fn open(options: &Options, bdevs: &Arc<BdevSystem>, name: &str) -> Result<(Descriptor, Used), String> {
     let gone = Arc::new(AtomicBool::new(false));
     let hear = Arc::clone(&gone);
     let on_event = Arc::new(move |event| {
@@ -194,21 +201,36 @@ fn measure(
         }
     });
     let names = || bdevs.list().iter().map(|bdev| bdev.name().to_owned()).collect::<Vec<_>>().join(", ");
-    let opened = bdevs.open(&options.bdev, options.load.writes(), "bdevperf", on_event);
+    let opened = bdevs.open(name, options.load.writes(), "bdevperf", on_event);
     let descriptor = opened.map_err(|e| format!("--bdev: {e}; the configuration makes: {}", names()))?;
-    let (stop, live) = (load::stop_flag()?, Arc::new(Live::default()));
+    let used = Used { bdev: Arc::clone(descriptor.bdev()), gone };
+    Ok((descriptor, used))
+}
+
+fn measure(
+    options: &Options,
+    runtime: &tokio::runtime::Runtime,
+    bdevs: &Arc<BdevSystem>,
+    handles: &[ReactorHandle],
+) -> Result<Report, String> {
+    let opened: Result<Vec<_>, _> = options.bdev.iter().map(|name| open(options, bdevs, name)).collect();
+    let (descriptors, used): (Vec<_>, Vec<_>) = opened?.into_iter().unzip();
+    let crew = Crew::new(handles.len(), load::stop_flag()?);
     let (out, reports) = mpsc::channel();
-    let (load, bdev, seen) = (options.load.clone(), Arc::clone(descriptor.bdev()), Arc::clone(&live));
-    let begin = handle.call(move |cx| {
-        let runtime = IoRuntime::of(cx);
-        let client = runtime.borrow_mut().add_client();
-        let (depth, done) = (usize::from(load.qd), Vec::new());
-        let device = BdevDevice { bdev, runtime, client, channel: None, depth, done, gone };
-        let engine = Engine::new(cx, device, load, stop, seen, out);
-        cx.add_poller("bdevperf", Schedule::Active, Box::new(engine));
-    });
-    runtime.block_on(begin).map_err(|e| e.to_string())?;
-    let report = load::wait(&reports, &live, options.load.bs).ok_or("the load ended without a result")?;
-    drop(descriptor);
+    for (index, handle) in handles.iter().enumerate() {
+        let (load, used, place, out) = (options.load.clone(), used.clone(), (Arc::clone(&crew), index), out.clone());
+        let begin = handle.call(move |cx| {
+            let runtime = IoRuntime::of(cx);
+            let client = runtime.borrow_mut().add_client();
+            let (depth, channels, done) = (usize::from(load.qd), Vec::new(), Vec::new());
+            let device = BdevDevice { used, runtime, client, channels, depth, done };
+            let engine = Engine::new(cx, device, load, place, out);
+            cx.add_poller("bdevperf", Schedule::Active, Box::new(engine));
+        });
+        runtime.block_on(begin).map_err(|e| e.to_string())?;
+    }
+    drop(out);
+    let report = load::wait(&options.load, &reports, &crew).ok_or("the load ended without a result")?;
+    drop(descriptors);
     Ok(report)
 }

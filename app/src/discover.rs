@@ -102,7 +102,7 @@ fn run(options: &Options) -> Result<Found, String> {
             Ok(Box::new(CrawlPoller { id, crawl, out: Some(out), now: cx.now() }) as _)
         }
     };
-    let found = remote::run(None, PollPolicy::default(), make, |results| results.recv().ok())?;
+    let found = remote::run(&[None], PollPolicy::default(), make, |results| results.recv().ok())?;
     // What the user asked for has to be there; of what it refers to, what there is.
     match found.visits.first() {
         Some(Visit { result: Err(error), .. }) => Err(options.remote.explain(address, &error.to_string())),

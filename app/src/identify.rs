@@ -140,7 +140,7 @@ fn run(options: &Options) -> Result<Found, String> {
             Ok(Box::new(Asker { id, controller, found: None, out: Some(out), now: cx.now() }) as _)
         }
     };
-    let found = remote::run(None, PollPolicy::default(), make, |results| results.recv().ok())?;
+    let found = remote::run(&[None], PollPolicy::default(), make, |results| results.recv().ok())?;
     found.map_err(|why| options.remote.explain(address, &why))
 }
 

@@ -7,6 +7,7 @@
 mod appliance_bench;
 mod appliance_command;
 mod bdevperf;
+mod cores;
 mod defaults;
 mod discover;
 mod executor;

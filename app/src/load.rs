@@ -1,23 +1,24 @@
 //! A load on block devices, shared by `perf` (over NVMe-oF) and `bdevperf` (in this process): its options, its engine and
 //! its report.
 
+pub mod crew;
 pub mod engine;
 mod histogram;
 mod ledger;
+pub mod report;
 mod stamp;
 
 use std::io::{IsTerminal, Write};
-use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use engine::{Live, Report};
-use serde_json::{Value, json};
+use crew::Crew;
+use report::Report;
 
-/// What is reported, in per cent.
-const PERCENTILES: [f64; 8] = [50.0, 90.0, 95.0, 99.0, 99.9, 99.99, 99.999, 100.0];
+use crate::cores::{self, Cores};
+
 /// Seconds to measure if nothing else is said.
 const DEFAULT_TIME: f64 = 10.0;
 
@@ -30,49 +31,56 @@ pub struct LoadOptions {
     /// Reads among random reads and writes, per cent.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub rwmixread: u8,
-    /// Bytes of a command.
-    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(512..=16 << 20))]
+    /// Bytes of a command, as in 4096, 4k or 1m.
+    #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_bs)]
     pub bs: u32,
     /// Commands outstanding on each queue.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub qd: u16,
     /// Seconds to measure [default: 10, or as long as --count takes].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub time: Option<f64>,
     /// Commands to measure, without a warm-up.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
     /// Seconds of load before measuring.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0)]
     pub warmup: f64,
     /// Commands a second: each is due at its time, and its latency counts from then, so that what a stall holds up shows
     /// (open loop). Without it, commands follow those that complete (closed loop).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub rate: Option<f64>,
-    /// Use only the first bytes of each volume.
-    #[arg(long, value_name = "BYTES")]
+    /// Use only the first bytes of each volume, as in 1g.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub size: Option<u64>,
+    /// Write everything once before the load, so that reads find data that was written. What was there before is lost.
+    #[arg(long)]
+    pub fill: bool,
     /// Stamp every block written with its place, generation and checksum; check every block read that this run has written,
     /// and read all of them again at the end. What was there before is lost.
     #[arg(long)]
     pub verify: bool,
     /// Seconds that a command may take before the run ends as failed.
-    #[arg(long, default_value_t = 30.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 30.0)]
     pub io_timeout: f64,
-    /// Core to run on [default: wherever].
-    #[arg(long)]
-    pub core: Option<usize>,
+    /// Cores to run on, as in 0,2-3: a reactor on each, which the queues are spread over. Each has its part of the volumes
+    /// when it goes through them in order or verifies [default: one, wherever].
+    #[arg(long, value_name = "LIST", value_parser = cores::parse)]
+    pub core: Option<Cores>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// Show how it goes on standard error also where that is no terminal, or where JSON goes to a program.
+    #[arg(long)]
+    pub progress: bool,
 }
 
 /// Kinds of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
-    /// Reads, one behind the other.
+    /// Reads in order.
     Read,
-    /// Writes, one behind the other.
+    /// Writes in order.
     Write,
     /// Reads anywhere.
     Randread,
@@ -82,10 +90,44 @@ pub enum Mode {
     Randrw,
 }
 
+/// Reads a number of bytes with a unit.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is no number of bytes; write for example 4096, 4k, 1m or 2g");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.to_ascii_lowercase().as_str() {
+        "" => 0,
+        "k" | "kib" => 10,
+        "m" | "mib" => 20,
+        "g" | "gib" => 30,
+        "t" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+fn parse_bs(text: &str) -> Result<u32, String> {
+    let bytes = parse_bytes(text)?;
+    let fits = u32::try_from(bytes).ok().filter(|bytes| (512..=16 << 20).contains(bytes));
+    fits.ok_or_else(|| format!("a command has 512 to 16m bytes, and not {text}"))
+}
+
 impl LoadOptions {
     /// Whether it writes.
     pub fn writes(&self) -> bool {
-        !matches!(self.rw, Mode::Read | Mode::Randread)
+        self.fill || !matches!(self.rw, Mode::Read | Mode::Randread)
+    }
+
+    /// The cores of its reactors; `None` is wherever.
+    ///
+    /// # Errors
+    /// One of them may not be used.
+    pub fn cores(&self) -> Result<Vec<Option<usize>>, String> {
+        match &self.core {
+            None => Ok(vec![None]),
+            Some(cores) => Ok(cores.checked("--core")?.into_iter().map(Some).collect()),
+        }
     }
 
     /// How long a command may take.
@@ -108,7 +150,10 @@ impl LoadOptions {
             return Err("--rate: give commands a second, 0.001 to 1000000000".into());
         }
         if self.verify && !self.writes() {
-            return Err("--verify checks what this run writes; use it with --rw write, randwrite or randrw".into());
+            return Err(
+                "--verify checks what this run writes; use it with --rw write, randwrite or randrw, or with --fill"
+                    .into(),
+            );
         }
         Ok(())
     }
@@ -127,126 +172,78 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>, String> {
     Ok(stop)
 }
 
-/// Waits for the report, and meanwhile shows how it goes if somebody looks. `None`: the run ended without one.
-pub fn wait(reports: &Receiver<Report>, live: &Live, bs: u32) -> Option<Report> {
-    let shown = std::io::stderr().is_terminal();
-    let (mut last, mut at) = (0, Instant::now());
-    let report = loop {
+/// Waits for the reports of all members, and meanwhile shows how it goes if somebody looks. `None`: the run ended without
+/// any.
+pub fn wait(options: &LoadOptions, reports: &Receiver<Report>, crew: &Crew) -> Option<Report> {
+    let mut line = ProgressLine::new(options);
+    let mut found = Vec::with_capacity(crew.size());
+    while found.len() < crew.size() {
         match reports.recv_timeout(Duration::from_millis(500)) {
-            Ok(report) => break Some(report),
-            Err(RecvTimeoutError::Disconnected) => break None,
-            Err(RecvTimeoutError::Timeout) if !shown => {}
-            Err(RecvTimeoutError::Timeout) => {
-                let completed = live.completed.load(Ordering::Relaxed);
-                let iops = completed.saturating_sub(last) as f64 / at.elapsed().as_secs_f64();
-                (last, at) = (completed, Instant::now());
-                let phase = match () {
-                    () if live.checking.load(Ordering::Relaxed) => "checking ",
-                    () if live.measuring.load(Ordering::Relaxed) => "measuring",
-                    () => "warming up",
-                };
-                let mib = iops * f64::from(bs) / f64::from(1 << 20);
-                let errors = live.errors.load(Ordering::Relaxed);
-                eprint!("\r{phase}  {completed} commands  {iops:.0} IOPS  {mib:.1} MiB/s  {errors} errors   ");
-                // Nobody is harmed by a progress line that does not appear.
-                let _ = std::io::stderr().flush();
-            }
-        }
-    };
-    if shown {
-        eprint!("\r\x1b[K");
-    }
-    report
-}
-
-fn as_json(options: &LoadOptions, report: &Report) -> Value {
-    let histogram = &report.histogram;
-    let us = |ns: u64| ns as f64 / 1e3;
-    let percentiles: serde_json::Map<_, _> =
-        PERCENTILES.iter().map(|p| (p.to_string(), json!(us(histogram.percentile_ns(*p))))).collect();
-    let iops = iops(report);
-    let mut value = json!({
-        "iops": iops,
-        "bytes_per_s": iops * f64::from(options.bs),
-        "mean_us": histogram.mean_ns() / 1e3,
-        "percentiles_us": percentiles,
-        "latency_from": latency_from(options),
-        "cpu_s": report.cpu_s,
-        "busy": report.busy,
-        "errors": report.errors,
-        "seconds": report.seconds,
-        "commands": report.completed,
-        "reads": report.reads,
-        "writes": report.completed - report.reads,
-        "interrupted": report.interrupted,
-    });
-    if options.rate.is_some() {
-        value["late"] = json!(report.late);
-    }
-    if !report.kinds.is_empty() {
-        value["errors_by_kind"] = report.kinds.iter().map(|(kind, count)| (kind.clone(), json!(count))).collect();
-    }
-    if let Some(verified) = &report.verified {
-        value["verify"] = json!({
-            "checked_blocks": verified.checked_blocks,
-            "mismatches": verified.mismatches,
-            "complete": verified.complete,
-        });
-    }
-    if let Some(failure) = &report.failure {
-        value["failure"] = json!(failure);
-    }
-    value
-}
-
-fn latency_from(options: &LoadOptions) -> &'static str {
-    if options.rate.is_some() { "schedule" } else { "submission" }
-}
-
-fn iops(report: &Report) -> f64 {
-    if report.seconds > 0.0 { report.completed as f64 / report.seconds } else { 0.0 }
-}
-
-/// Prints the report, and what was wrong to standard error; what the process ends with.
-pub fn print(options: &LoadOptions, report: &Report) -> ExitCode {
-    let mismatches = report.verified.as_ref().map_or(0, |verified| verified.mismatches);
-    if options.json {
-        println!("{}", as_json(options, report));
-    } else if report.seconds > 0.0 {
-        print_text(options, report);
-    }
-    if let Some(verified) = &report.verified {
-        verified.described.iter().for_each(|why| eprintln!("verify: {why}"));
-        if mismatches > 0 {
-            eprintln!("verify: {mismatches} blocks are not what was written");
-        } else if report.interrupted || report.failure.is_some() {
-            eprintln!("verify: what was written was not read again, as the run ended early");
+            Ok(report) => found.push(report),
+            Err(RecvTimeoutError::Timeout) => line.show(crew),
+            Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    report.kinds.iter().for_each(|(kind, count)| eprintln!("{count} commands failed: {kind}"));
-    if let Some(why) = &report.failure {
-        eprintln!("{why}");
-    }
-    let bad = report.failure.is_some() || report.errors > 0 || mismatches > 0;
-    if bad { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    line.clear();
+    Report::of(found)
 }
 
-fn print_text(options: &LoadOptions, report: &Report) {
-    let (histogram, iops) = (&report.histogram, iops(report));
-    let mib = iops * f64::from(options.bs) / f64::from(1 << 20);
-    let early = if report.interrupted { ", interrupted" } else { "" };
-    println!("{iops:.0} IOPS, {mib:.1} MiB/s over {:.2} s{early}", report.seconds);
-    println!("mean {:.1} us, CPU {:.2} s, errors {}", histogram.mean_ns() / 1e3, report.cpu_s, report.errors);
-    if let Some(rate) = options.rate {
-        println!(
-            "open loop at {rate} a second: latency counts from when a command was due; {} came too late to be sent",
-            report.late
-        );
+/// How a run goes, on standard error: a line that is overwritten on a terminal, and one line after the other elsewhere.
+struct ProgressLine {
+    shown: bool,
+    in_place: bool,
+    bs: u32,
+    last: u64,
+    at: Instant,
+}
+
+impl ProgressLine {
+    fn new(options: &LoadOptions) -> ProgressLine {
+        let in_place = std::io::stderr().is_terminal();
+        // JSON that goes to a program is for programs: whoever wants the line beside it says so.
+        let for_programs = options.json && !std::io::stdout().is_terminal();
+        let shown = options.progress || in_place && !for_programs;
+        ProgressLine { shown, in_place, bs: options.bs, last: 0, at: Instant::now() }
     }
-    for percent in PERCENTILES {
-        println!("  {percent:>7} %  {:>10.1} us", histogram.percentile_ns(percent) as f64 / 1e3);
+
+    fn show(&mut self, crew: &Crew) {
+        if !self.shown {
+            return;
+        }
+        let (doing, completed, errors) = crew.progress();
+        let iops = completed.saturating_sub(self.last) as f64 / self.at.elapsed().as_secs_f64();
+        (self.last, self.at) = (completed, Instant::now());
+        let mib = iops * f64::from(self.bs) / f64::from(1 << 20);
+        let (before, after) = if self.in_place { ("\r", "   ") } else { ("", "\n") };
+        let word = doing.word();
+        let text =
+            format!("{before}{word:<10}  {completed} commands  {iops:.0} IOPS  {mib:.1} MiB/s  {errors} errors{after}");
+        // Nobody is harmed by a progress line that does not appear.
+        let _ = std::io::stderr().write_all(text.as_bytes());
     }
-    if let Some(verified) = &report.verified {
-        println!("verified {} blocks, {} wrong", verified.checked_blocks, verified.mismatches);
+
+    fn clear(&self) {
+        if self.shown && self.in_place {
+            let _ = std::io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in
+            [("512", 512), ("4k", 4096), ("4K", 4096), ("1KiB", 1024), ("2m", 2 << 20), ("3G", 3 << 30)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes));
+        }
+        for bad in ["", "k", "4 x", "-1", "1.5k", "99999999999999999999", "20000000000g"] {
+            assert!(parse_bytes(bad).unwrap_err().contains("4096, 4k"), "{bad}");
+        }
+        assert_eq!(parse_bs("128k"), Ok(131_072));
+        assert!(parse_bs("17m").unwrap_err().contains("512 to 16m") && parse_bs("511").is_err());
     }
 }

@@ -1,15 +1,19 @@
-//! `ringstone perf`: a load over NVMe-oF from one reactor that never sleeps. See [`crate::load`] for how it is measured.
+//! `ringstone perf`: a load over NVMe-oF from reactors that never sleep. See [`crate::load`] for how it is measured.
+//!
+//! The first reactor has the controller, and the I/O queues are dealt to all in turn. The others wait in their set-up until
+//! the first has put an [`Invitation`] into their slot.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use nvmf::host::{Completion, Controller, IoQueue, Options as HostOptions, Polled, State};
+use nvmf::host::{Completion, Controller, IoQueue, Options as HostOptions, Polled, QueueParams, State};
 use reactor::reactor::PollPolicy;
 use reactor::{Context, Instant};
 
-use crate::load::engine::{Command, Device, Done, Engine, Live, Ready, Volume};
-use crate::load::{self, LoadOptions};
+use crate::load::crew::Crew;
+use crate::load::engine::{Command, Device, Done, Engine, Ready, Volume};
+use crate::load::{self, LoadOptions, report};
 use crate::remote::{self, Remote};
 
 const KATO_MS: u32 = 30_000;
@@ -25,9 +29,9 @@ pub struct Options {
     /// Namespaces to use in turn, as in 1,3; or all [default: the first that is active].
     #[arg(long, value_parser = parse_nsids)]
     nsid: Option<Nsids>,
-    /// I/O queues.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    queues: u16,
+    /// I/O queues, dealt to the cores in turn [default: one for each core].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
+    queues: Option<u16>,
     #[command(flatten)]
     load: LoadOptions,
 }
@@ -47,10 +51,27 @@ fn parse_nsids(text: &str) -> Result<Nsids, String> {
     nsids.map(Nsids::These).ok_or_else(|| format!("'{text}' is no list of namespaces; write for example 1,3 or all"))
 }
 
+/// What a reactor needs to do its part.
+#[derive(Clone)]
+struct Invitation {
+    queues: Vec<QueueParams>,
+    volumes: Vec<Volume>,
+    max_bytes: Option<u64>,
+}
+
+/// Invitations by reactor; `None` until the controller is there.
+type Slots = Arc<[Mutex<Option<Invitation>>]>;
+
 struct NvmfDevice {
     options: Options,
     address: SocketAddr,
-    controller: Controller,
+    slots: Slots,
+    /// This reactor.
+    index: usize,
+    /// On the first reactor only.
+    controller: Option<Controller>,
+    asked_queues: u16,
+    invitation: Option<Invitation>,
     queues: Vec<IoQueue>,
     /// NSIDs by the index of their volume.
     nsids: Vec<u32>,
@@ -58,25 +79,51 @@ struct NvmfDevice {
 }
 
 impl NvmfDevice {
-    fn new(cx: &Context, options: Options, address: SocketAddr) -> NvmfDevice {
-        let host = HostOptions {
-            io_queues: options.queues,
-            io_depth: options.load.qd,
-            io_timeout: options.load.patience(),
-            kato_ms: KATO_MS,
-            ..options.remote.host_options(cx, &options.subnqn)
-        };
-        let connector = options.remote.connector(&cx.platform().network(), address);
-        let controller = Controller::new(connector, host, 0, cx.read_clock());
-        NvmfDevice { options, address, controller, queues: Vec::new(), nsids: Vec::new(), done: Vec::new() }
+    fn new(cx: &Context, options: Options, address: SocketAddr, slots: Slots) -> NvmfDevice {
+        let index = cx.id().0 as usize;
+        let asked_queues = options.queues.unwrap_or(slots.len() as u16);
+        let controller = (index == 0).then(|| {
+            let host = HostOptions {
+                io_queues: asked_queues,
+                io_depth: options.load.qd,
+                io_timeout: options.load.patience(),
+                kato_ms: KATO_MS,
+                ..options.remote.host_options(cx, &options.subnqn)
+            };
+            let connector = options.remote.connector(&cx.platform().network(), address);
+            Controller::new(connector, host, 0, cx.read_clock())
+        });
+        let (queues, nsids, done) = (Vec::new(), Vec::new(), Vec::new());
+        NvmfDevice { options, address, slots, index, controller, asked_queues, invitation: None, queues, nsids, done }
     }
 
     fn explain(&self, why: impl ToString) -> String {
         self.options.remote.explain(self.address, &why.to_string())
     }
 
-    fn volumes(&self) -> Result<Vec<Volume>, String> {
-        let known = self.controller.inventory().namespaces();
+    /// The first reactor's part once the controller is live: all are invited.
+    fn invite(&self, controller: &Controller) -> Result<(), String> {
+        let (granted, members) = (controller.io_queues(), self.slots.len());
+        if usize::from(granted) < members {
+            return Err(format!(
+                "the controller gives {granted} queues to this host, and --core has {members} cores; name fewer of them"
+            ));
+        }
+        if granted < self.asked_queues {
+            eprintln!("note: the controller has {granted} of the {} queues asked for", self.asked_queues);
+        }
+        let volumes = self.volumes(controller)?;
+        for (index, slot) in self.slots.iter().enumerate() {
+            let mine = (1..=granted).skip(index).step_by(members).map(|qid| controller.queue_params(qid));
+            let queues = mine.collect::<Option<_>>().ok_or("the controller is gone")?;
+            let invitation = Invitation { queues, volumes: volumes.clone(), max_bytes: controller.max_io_bytes() };
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(invitation);
+        }
+        Ok(())
+    }
+
+    fn volumes(&self, controller: &Controller) -> Result<Vec<Volume>, String> {
+        let known = controller.inventory().namespaces();
         let found: Vec<_> = match &self.options.nsid {
             None => known.values().take(1).collect(),
             Some(Nsids::All) => known.values().collect(),
@@ -104,17 +151,15 @@ impl NvmfDevice {
 impl Device for NvmfDevice {
     fn set_up(&mut self, cx: &mut Context) -> Result<Option<Ready>, String> {
         self.tend(cx)?;
-        if !self.controller.is_live() {
-            return Ok(None);
-        }
-        if self.queues.is_empty() {
-            let granted = self.controller.io_queues();
-            if granted < self.options.queues {
-                eprintln!("note: the controller has {granted} of the {} queues asked for", self.options.queues);
+        if self.invitation.is_none() {
+            if let Some(controller) = self.controller.as_ref().filter(|controller| controller.is_live()) {
+                self.invite(controller)?;
             }
-            for qid in 1..=granted {
-                let params = self.controller.queue_params(qid).ok_or("the controller is gone")?;
-                self.queues.push(IoQueue::connect(params, qid.into(), cx.now()).map_err(|e| e.to_string())?);
+            self.invitation = self.slots[self.index].lock().unwrap_or_else(PoisonError::into_inner).take();
+            let Some(invitation) = &self.invitation else { return Ok(None) };
+            for params in &invitation.queues {
+                let key = params.qid.into();
+                self.queues.push(IoQueue::connect(params.clone(), key, cx.now()).map_err(|e| e.to_string())?);
             }
         }
         for at in 0..self.queues.len() {
@@ -124,22 +169,21 @@ impl Device for NvmfDevice {
         if !self.queues.iter().all(IoQueue::is_live) {
             return Ok(None);
         }
-        let volumes = self.volumes()?;
+        let Some(Invitation { volumes, max_bytes, .. }) = self.invitation.clone() else { return Ok(None) };
         self.nsids = volumes.iter().map(|volume| volume.number as u32).collect();
         let slots = self.queues.iter().map(|queue| usize::from(queue.params().slots)).min().unwrap_or(0);
         let depth = slots.min(self.options.load.qd.into());
-        Ok(Some(Ready { volumes, lanes: self.queues.len(), depth, max_bytes: self.controller.max_io_bytes() }))
+        Ok(Some(Ready { volumes, lanes: self.queues.len(), depth, max_bytes }))
     }
 
     fn tend(&mut self, cx: &mut Context) -> Result<bool, String> {
-        let busy = self.controller.poll(cx.now(), &mut Polled);
-        if self.controller.state() == State::Down {
-            return Err(match self.controller.error() {
-                Some(error) => self.explain(error),
-                None => self.explain("the controller is down"),
-            });
+        let Some(controller) = &mut self.controller else { return Ok(false) };
+        let busy = controller.poll(cx.now(), &mut Polled);
+        if controller.state() != State::Down {
+            return Ok(busy);
         }
-        Ok(busy)
+        let why = controller.error().map_or_else(|| "the controller is down".to_owned(), ToString::to_string);
+        Err(self.explain(why))
     }
 
     fn poll(&mut self, lane: usize, cx: &mut Context, done: &mut Vec<Done>) -> Result<bool, String> {
@@ -169,8 +213,10 @@ impl Device for NvmfDevice {
 
     fn leave(&mut self, cx: &mut Context) {
         // It is told, and not waited for: the report is what somebody waits for.
-        self.controller.shut_down();
-        self.controller.poll(cx.now(), &mut Polled);
+        if let Some(controller) = &mut self.controller {
+            controller.shut_down();
+            controller.poll(cx.now(), &mut Polled);
+        }
         for queue in &mut self.queues {
             queue.close(&mut Polled, &mut |_, _| {});
         }
@@ -190,17 +236,23 @@ pub fn main(options: &Options) -> ExitCode {
 
 fn run(options: &Options) -> Result<ExitCode, String> {
     options.load.check()?;
+    let cores = options.load.cores()?;
+    if let Some(queues) = options.queues.filter(|queues| usize::from(*queues) < cores.len()) {
+        let (given, needed) = (queues, cores.len());
+        return Err(format!("--queues {given}: each of the {needed} cores of --core needs one; give {needed} or more"));
+    }
     let address = options.remote.address()?;
-    let (stop, live) = (load::stop_flag()?, Arc::new(Live::default()));
+    let crew = Crew::new(cores.len(), load::stop_flag()?);
     let make = {
-        let (options, live) = (options.clone(), Arc::clone(&live));
+        let (options, crew) = (options.clone(), Arc::clone(&crew));
+        let slots: Slots = cores.iter().map(|_| Mutex::new(None)).collect();
         move |cx: &mut Context, _, out| {
-            let device = NvmfDevice::new(cx, options.clone(), address);
-            let engine = Engine::new(cx, device, options.load.clone(), Arc::clone(&stop), Arc::clone(&live), out);
+            let device = NvmfDevice::new(cx, options.clone(), address, Arc::clone(&slots));
+            let place = (Arc::clone(&crew), cx.id().0 as usize);
+            let engine = Engine::new(cx, device, options.load.clone(), place, out);
             Ok(Box::new(engine) as _)
         }
     };
-    let bs = options.load.bs;
-    let report = remote::run(options.load.core, PollPolicy::Busy, make, |reports| load::wait(reports, &live, bs))?;
-    Ok(load::print(&options.load, &report))
+    let found = remote::run(&cores, PollPolicy::Busy, make, |reports| load::wait(&options.load, reports, &crew))?;
+    Ok(report::print(&options.load, &found))
 }

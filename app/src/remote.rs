@@ -90,26 +90,28 @@ impl Remote {
     }
 }
 
-/// Runs a poller on a reactor of its own until it has sent a result.
+/// Runs a poller on a reactor of its own, one on each core (`None`: wherever), until the result is there that `wait` makes
+/// of what they send.
 ///
 /// # Errors
 /// The host gives no reactor, or `make` fails.
-pub fn run<T: Send + 'static>(
-    core: Option<usize>,
+pub fn run<T: Send + 'static, R>(
+    cores: &[Option<usize>],
     policy: PollPolicy,
     make: impl Fn(&mut Context, PollerId, mpsc::Sender<T>) -> Result<Box<dyn Poller>, String> + Send + Clone + 'static,
-    wait: impl FnOnce(&mpsc::Receiver<T>) -> Option<T>,
-) -> Result<T, String> {
+    wait: impl FnOnce(&mpsc::Receiver<T>) -> Option<R>,
+) -> Result<R, String> {
     let platform: Arc<dyn Platform> = Arc::new(OsPlatform::new(EngineChoice::Threads));
     let (out, results) = mpsc::channel();
-    let config = ReactorConfig { id: ReactorId(0), core, policy };
+    let config = |(id, core): (usize, &Option<usize>)| ReactorConfig { id: ReactorId(id as u32), core: *core, policy };
+    let configs: Vec<_> = cores.iter().enumerate().map(config).collect();
     let setup = move |cx: &mut Context| {
         let id = cx.reserve_poller();
         let poller = make(cx, id, out.clone()).map_err(std::io::Error::other)?;
         cx.add_reserved_poller(id, "tool", Schedule::Active, poller);
         Ok(())
     };
-    let reactors = ReactorThreads::start(&platform, &[config], setup).map_err(|e| format!("cannot start: {e}"))?;
+    let reactors = ReactorThreads::start(&platform, &configs, setup).map_err(|e| format!("cannot start: {e}"))?;
     let result = wait(&results);
     let stopped = reactors.stop();
     result.ok_or_else(|| match stopped {

@@ -41,6 +41,7 @@ use schema::RpcError;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
+use crate::cores::{self, Cores};
 use crate::defaults;
 use crate::executor::TokioExecutor;
 use crate::logging::Log;
@@ -69,7 +70,7 @@ pub struct Options {
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
     /// Cores to run reactors on, as in 0,2-3 [default: the first half of those allowed].
-    #[arg(long, short = 'm', value_name = "LIST", value_parser = parse_cores)]
+    #[arg(long, short = 'm', value_name = "LIST", value_parser = cores::parse)]
     cores: Option<Cores>,
     /// adaptive: spin under load, sleep when idle. busy: never sleep. sleep: never spin.
     #[arg(long, value_enum, default_value_t = Poll::Adaptive)]
@@ -102,44 +103,15 @@ enum Engine {
     Threads,
 }
 
-/// A list of cores, without repetitions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Cores(Vec<usize>);
-
-fn parse_cores(text: &str) -> Result<Cores, String> {
-    let bad = |part: &str| format!("'{part}' is neither a core nor a range of cores; write for example 0,2-3");
-    let mut cores = Vec::new();
-    for part in text.trim_matches(['[', ']']).split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let first: usize = first.trim().parse().map_err(|_| bad(part))?;
-        let last: usize = last.trim().parse().map_err(|_| bad(part))?;
-        if first > last || last >= 1024 {
-            return Err(bad(part));
-        }
-        cores.extend((first..=last).filter(|core| !cores.contains(core)).collect::<Vec<_>>());
-    }
-    Ok(Cores(cores))
-}
-
-/// The cores that this process may use.
-fn allowed_cores() -> Vec<usize> {
-    use rustix::thread::{CpuSet, sched_getaffinity};
-    let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
-    (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect()
-}
-
 fn choose_cores(options: &Options) -> Result<Vec<usize>, String> {
-    let allowed = allowed_cores();
     match &options.cores {
         None => {
             // The other half is left to whoever uses the volumes on this machine.
+            let allowed = cores::allowed();
             let half = allowed.len().div_ceil(2).max(1);
             Ok(allowed.into_iter().take(half).collect())
         }
-        Some(Cores(cores)) => match cores.iter().find(|core| !allowed.contains(core)) {
-            Some(core) => Err(format!("--cores: core {core} is not one that this process may use ({allowed:?})")),
-            None => Ok(cores.clone()),
-        },
+        Some(cores) => cores.checked("--cores"),
     }
 }
 
@@ -618,18 +590,4 @@ fn watch_signals(stop: &watch::Sender<bool>) -> Result<(), String> {
         })
         .map_err(failed)?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn core_lists() {
-        assert_eq!(parse_cores("0,2-4,3").unwrap().0, [0, 2, 3, 4]);
-        assert_eq!(parse_cores("[1]").unwrap().0, [1]);
-        for bad in ["", "a", "3-1", "1,,2", "-1", "99999999"] {
-            assert!(parse_cores(bad).unwrap_err().contains("0,2-3"), "{bad}");
-        }
-    }
 }

@@ -1,8 +1,11 @@
 //! The load itself: which command is next, when, and what came of it; over any [`Device`].
 //!
 //! ```text
-//!  SetUp -> WarmUp -> Measure -> Drain -> (Check -> Drain)? -> over
+//!  SetUp -> (Fill -> Drain)? -> Muster -> WarmUp -> Measure -> Drain -> (Check -> Drain)? -> Parting -> Over
 //! ```
+//! There is one engine a reactor. They wait for each other twice: in Muster, so that they measure at the same time, and in
+//! Parting, so that the one that has the controller leaves no other without it.
+//!
 //! *Closed loop* (no rate): every lane keeps its depth of commands outstanding. All completions that one poll brings are
 //! answered with new commands that leave in one send, and the clock is read once for all of them, so a latency is the time
 //! from the send that a command left with to the poll that found its completion.
@@ -13,14 +16,14 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use reactor::{Buffers, Context, Instant, Poller, Progress};
 
-use super::histogram::Histogram;
+use super::crew::{Crew, Doing};
 use super::ledger::Ledger;
+use super::report::Report;
 use super::stamp::Stamp;
 use super::{LoadOptions, Mode};
 
@@ -32,10 +35,6 @@ const MAX_PLACES: u64 = 1 << 28;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The same when somebody has stopped the run, and waits.
 const SHORT_PATIENCE: Duration = Duration::from_secs(2);
-/// Mismatches that are described.
-const MAX_DESCRIBED: usize = 10;
-/// Kinds of errors that are told apart.
-const MAX_KINDS: usize = 16;
 
 /// Something with blocks.
 #[derive(Clone, Debug)]
@@ -127,81 +126,6 @@ pub trait Device {
     fn leave(&mut self, cx: &mut Context);
 }
 
-/// What came of a verified run.
-#[derive(Clone, Debug, Default)]
-pub struct Verified {
-    /// Blocks that were read and checked.
-    pub checked_blocks: u64,
-    /// Blocks that were not what they have to be.
-    pub mismatches: u64,
-    /// What some of them were.
-    pub described: Vec<String>,
-    /// Everything that was written was read again at the end.
-    pub complete: bool,
-}
-
-/// What came of a run.
-#[derive(Debug)]
-pub struct Report {
-    /// Latencies of the commands that succeeded, with those that were outstanding when the measuring ended.
-    pub histogram: Histogram,
-    /// Commands that succeeded while it was measured.
-    pub completed: u64,
-    /// Those of them that read.
-    pub reads: u64,
-    /// Commands that failed, or whose fate is unknown.
-    pub errors: u64,
-    /// What failed how often.
-    pub kinds: Vec<(String, u64)>,
-    /// Time measured.
-    pub seconds: f64,
-    /// CPU time of the process meanwhile.
-    pub cpu_s: f64,
-    /// Share of that time in which the load's reactor had something to do: near 1, the load itself was at its limit.
-    pub busy: f64,
-    /// Somebody stopped it.
-    pub interrupted: bool,
-    /// Commands that were due and never sent, at a rate.
-    pub late: u64,
-    /// Of a verified run.
-    pub verified: Option<Verified>,
-    /// Why it ended early.
-    pub failure: Option<String>,
-}
-
-impl Report {
-    /// Of a run that has done nothing yet.
-    fn empty() -> Report {
-        Report {
-            histogram: Histogram::new(),
-            completed: 0,
-            reads: 0,
-            errors: 0,
-            kinds: Vec::new(),
-            seconds: 0.0,
-            cpu_s: 0.0,
-            busy: 0.0,
-            interrupted: false,
-            late: 0,
-            verified: None,
-            failure: None,
-        }
-    }
-}
-
-/// What can be seen while it runs.
-#[derive(Debug, Default)]
-pub struct Live {
-    /// Measured commands that have succeeded.
-    pub completed: AtomicU64,
-    /// Commands that have failed.
-    pub errors: AtomicU64,
-    /// It is measuring.
-    pub measuring: AtomicBool,
-    /// It is reading everything again.
-    pub checking: AtomicBool,
-}
-
 /// CPU time of this process, user and system, seconds.
 fn cpu_seconds() -> f64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
@@ -211,11 +135,15 @@ fn cpu_seconds() -> f64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     SetUp,
+    Fill,
+    FillDrain,
+    Muster,
     WarmUp,
     Measure,
     Drain,
     Check,
     CheckDrain,
+    Parting,
     Over,
 }
 
@@ -234,11 +162,21 @@ struct Sent {
 struct Target {
     volume: Volume,
     blocks_per_io: u32,
+    /// The volume's place that is place 0 here.
+    first: u64,
     places: u64,
     next: u64,
+    /// What is left to be filled, and its end.
+    fill: std::ops::Range<u64>,
     ledger: Option<Ledger>,
     /// How far everything was read again.
     checked: u64,
+}
+
+/// What a member has of `whole`: its share of a number, or its part of a range.
+fn share(whole: u64, member: usize, members: usize) -> std::ops::Range<u64> {
+    let cut = |at: usize| (u128::from(whole) * at as u128 / members as u128) as u64;
+    cut(member)..cut(member + 1)
 }
 
 /// When commands are due.
@@ -284,23 +222,28 @@ pub struct Engine<D> {
     cpu_from: f64,
     busy_from_ns: u64,
     report: Report,
-    stop: Arc<AtomicBool>,
-    live: Arc<Live>,
+    crew: Arc<Crew>,
+    index: usize,
+    /// Commands to measure, if that was asked for.
+    count: Option<u64>,
+    /// It is being stopped, and does not wait long for anything.
+    hurries: bool,
     out: Option<mpsc::Sender<Report>>,
 }
 
 impl<D: Device> Engine<D> {
-    /// A run that will send its report to `out`. It ends early when `stop` is set.
+    /// Member `index` of a crew; it will send its report to `out`.
     pub fn new(
         cx: &Context,
         device: D,
         options: LoadOptions,
-        stop: Arc<AtomicBool>,
-        live: Arc<Live>,
+        (crew, index): (Arc<Crew>, usize),
         out: mpsc::Sender<Report>,
     ) -> Engine<D> {
         let (now, platform) = (cx.read_clock(), cx.platform());
-        let report = Report { verified: options.verify.then(Verified::default), ..Report::empty() };
+        let report = Report::empty(index, options.verify);
+        let my_count = |count| share(count, index, crew.size());
+        let count = options.count.map(|count| my_count(count).end - my_count(count).start);
         Engine {
             device,
             options,
@@ -322,8 +265,10 @@ impl<D: Device> Engine<D> {
             cpu_from: 0.0,
             busy_from_ns: 0,
             report,
-            stop,
-            live,
+            crew,
+            index,
+            count,
+            hurries: false,
             out: Some(out),
         }
     }
@@ -343,11 +288,12 @@ impl<D: Device> Engine<D> {
                 "--bs {bs} is more than the {max} bytes that one command may have; give a smaller one"
             ));
         }
-        if ready.depth < usize::from(self.options.qd) {
+        let members = self.crew.size();
+        if self.index == 0 && ready.depth < usize::from(self.options.qd) {
             eprintln!("note: --qd {} is more than a queue takes; it is {} now", self.options.qd, ready.depth);
         }
         let count = ready.lanes * ready.depth;
-        if count as u64 * u64::from(bs) > MAX_PAYLOAD_BYTES {
+        if (count * members) as u64 * u64::from(bs) > MAX_PAYLOAD_BYTES {
             let limit = MAX_PAYLOAD_BYTES >> 30;
             return Err(format!(
                 "--queues, --qd and --bs together take more than {limit} GiB of memory; lower one of them"
@@ -365,6 +311,18 @@ impl<D: Device> Engine<D> {
                 return Err(format!("volume {}: {bytes} bytes are less than one command of --bs {bs}", volume.number));
             }
             all_places += places;
+            let in_order = matches!(self.options.rw, Mode::Read | Mode::Write);
+            let mine = share(places, self.index, members);
+            // At random all may go everywhere, unless they keep account of what they find.
+            let of = if in_order || self.options.verify { mine.clone() } else { 0..places };
+            let (first, places) = (of.start, of.end - of.start);
+            let fill = if self.options.fill { mine.start - first..mine.end - first } else { 0..0 };
+            if places == 0 {
+                return Err(format!(
+                    "volume {}: there are fewer commands of --bs {bs} in it than cores; give fewer with --core",
+                    volume.number
+                ));
+            }
             let ledger = match self.options.verify {
                 true if all_places > MAX_PLACES => {
                     return Err(
@@ -381,7 +339,7 @@ impl<D: Device> Engine<D> {
                 false => None,
             };
             let blocks_per_io = bs / block;
-            self.targets.push(Target { volume, blocks_per_io, places, next: 0, ledger, checked: 0 });
+            self.targets.push(Target { volume, blocks_per_io, first, places, next: 0, fill, ledger, checked: 0 });
         }
         if self.targets.is_empty() {
             return Err("there is nothing to put a load on".into());
@@ -398,11 +356,38 @@ impl<D: Device> Engine<D> {
             });
             self.idle.push(with_memory.collect());
         }
-        let warmup = if self.options.count.is_some() { 0.0 } else { self.options.warmup };
-        self.phase = Phase::WarmUp;
-        self.phase_ends = now + Duration::from_secs_f64(warmup);
-        self.pace = self.options.rate.map(|per_second| Pace { from: now, per_second, sent: 0 });
+        (self.report.by_queue, self.report.depth) = (vec![0; ready.lanes], ready.depth);
+        if self.options.fill {
+            self.go_on(Phase::Fill, Doing::Filling);
+        } else {
+            self.muster();
+        }
         Ok(())
+    }
+
+    fn go_on(&mut self, phase: Phase, doing: Doing) {
+        self.phase = phase;
+        self.crew.member(self.index).does(doing);
+    }
+
+    /// Waits for the others.
+    fn muster(&mut self) {
+        self.phase = Phase::Muster;
+        self.crew.is_ready();
+    }
+
+    /// All are there: the load begins.
+    fn warm_up(&mut self, now: Instant) {
+        let warmup = if self.count.is_some() { 0.0 } else { self.options.warmup };
+        self.go_on(Phase::WarmUp, Doing::WarmingUp);
+        self.phase_ends = now + Duration::from_secs_f64(warmup);
+        let members = self.crew.size() as f64;
+        self.pace = self.options.rate.map(|rate| Pace {
+            // In turn with the others.
+            from: now + Duration::from_secs_f64(self.index as f64 / rate),
+            per_second: rate / members,
+            sent: 0,
+        });
     }
 
     /// Sends the next command of the load, if one is due; whether it did.
@@ -412,7 +397,7 @@ impl<D: Device> Engine<D> {
             Some(pace) => pace.due(),
             None => now,
         };
-        if self.phase == Phase::Measure && self.options.count.is_some_and(|count| self.begun >= count) {
+        if self.phase == Phase::Measure && self.is_counted() {
             return false;
         }
         let Some((tag, data)) = self.idle[lane].pop() else { return false };
@@ -449,6 +434,30 @@ impl<D: Device> Engine<D> {
         true
     }
 
+    /// Whether as many commands have begun as were asked for.
+    fn is_counted(&self) -> bool {
+        self.count.is_some_and(|count| self.begun >= count)
+    }
+
+    /// Sends the next command that writes what was not filled yet; whether there is one.
+    fn next_fill(&mut self, lane: usize, now: Instant) -> bool {
+        if self.idle[lane].is_empty() {
+            return false;
+        }
+        for volume in 0..self.targets.len() {
+            let target = &mut self.targets[volume];
+            let Some(place) = target.fill.next() else { continue };
+            if let Some(ledger) = &mut target.ledger {
+                assert_eq!(ledger.take(place), Some(place), "each place is filled once");
+            }
+            let (tag, data) = self.idle[lane].pop().expect("it was just looked at");
+            let sent = Sent { since: now, volume: volume as u32, is_write: true, place, generation: 1 };
+            self.submit(lane, tag, data, sent, now);
+            return true;
+        }
+        false
+    }
+
     /// Sends the next command that reads what was written; whether there is one.
     fn next_check(&mut self, lane: usize, now: Instant) -> bool {
         if self.idle[lane].is_empty() {
@@ -474,7 +483,8 @@ impl<D: Device> Engine<D> {
 
     fn submit(&mut self, lane: usize, tag: u64, mut data: Buffers, sent: Sent, now: Instant) {
         let target = &self.targets[sent.volume as usize];
-        let (lba, blocks) = (sent.place * u64::from(target.blocks_per_io), target.blocks_per_io);
+        let blocks = target.blocks_per_io;
+        let lba = (target.first + sent.place) * u64::from(blocks);
         if sent.is_write && target.ledger.is_some() {
             let (run, volume, block_bytes) = (self.run, target.volume.number, target.volume.block_bytes as usize);
             self.scratch.resize(block_bytes, 0);
@@ -494,11 +504,12 @@ impl<D: Device> Engine<D> {
         self.outstanding -= 1;
         let failed = done.error.is_some();
         if let Some(error) = done.error {
-            self.fail(&error);
+            self.report.fail(&error, 1);
         } else if self.phase == Phase::Measure || self.phase == Phase::Drain {
             self.report.histogram.add(now.nanos_since(sent.since));
             if self.phase == Phase::Measure {
                 self.report.completed += 1;
+                self.report.by_queue[lane] += 1;
                 self.report.reads += u64::from(!sent.is_write);
             }
         }
@@ -506,16 +517,6 @@ impl<D: Device> Engine<D> {
             self.settle(sent, failed, &done.data);
         }
         self.idle[lane].push((done.tag, done.data));
-    }
-
-    fn fail(&mut self, error: &str) {
-        self.report.errors += 1;
-        let kinds = &mut self.report.kinds;
-        match kinds.iter().position(|(kind, _)| kind == error) {
-            Some(at) => kinds[at].1 += 1,
-            None if kinds.len() < MAX_KINDS => kinds.push((error.to_owned(), 1)),
-            None => {}
-        }
     }
 
     /// Checks what a read brought, notes what a write left, and frees the place.
@@ -536,14 +537,11 @@ impl<D: Device> Engine<D> {
         self.scratch.resize(block_bytes, 0);
         for n in 0..target.blocks_per_io {
             data.read_at(n as usize * block_bytes, &mut self.scratch);
-            let lba = sent.place * u64::from(target.blocks_per_io) + u64::from(n);
+            let lba = (target.first + sent.place) * u64::from(target.blocks_per_io) + u64::from(n);
             let right = Stamp { run: self.run, volume: target.volume.number, lba, generation: sent.generation };
             verified.checked_blocks += 1;
             if let Err(why) = right.check(&mut self.scratch) {
-                verified.mismatches += 1;
-                if verified.described.len() < MAX_DESCRIBED {
-                    verified.described.push(why);
-                }
+                verified.mismatch(why);
             }
         }
     }
@@ -561,6 +559,7 @@ impl<D: Device> Engine<D> {
             self.done = done;
             match self.phase {
                 Phase::WarmUp | Phase::Measure => while self.next_command(lane, now) {},
+                Phase::Fill => while self.next_fill(lane, now) {},
                 Phase::Check => while self.next_check(lane, now) {},
                 _ => {}
             }
@@ -571,74 +570,95 @@ impl<D: Device> Engine<D> {
 
     fn step(&mut self, cx: &mut Context) -> Result<bool, String> {
         let now = cx.now();
-        let stop = self.stop.load(Ordering::Relaxed);
-        if self.phase == Phase::SetUp {
-            if stop {
-                return Err("interrupted before the load began".into());
-            }
-            let ready = self.device.set_up(cx)?;
-            let is_ready = ready.is_some();
-            ready.map_or(Ok(()), |ready| self.begin(ready, now))?;
-            return Ok(is_ready);
-        }
-        let mut busy = self.device.tend(cx)?;
-        if stop && !self.report.interrupted {
-            self.report.interrupted = true;
+        if self.crew.must_stop() && !self.hurries {
+            self.hurries = true;
+            self.report.interrupted = self.crew.is_interrupted();
             self.phase_ends = self.phase_ends.min(now + SHORT_PATIENCE);
         }
-        let counted = self.phase == Phase::Measure && self.options.count.is_some_and(|count| self.begun >= count);
         match self.phase {
-            Phase::WarmUp if stop || now >= self.phase_ends => {
-                self.phase = Phase::Measure;
-                (self.measured_from, self.cpu_from) = (now, cpu_seconds());
-                self.busy_from_ns = cx.stats().busy_ns;
-                let time =
-                    self.options.time.unwrap_or(if self.options.count.is_some() { 1e7 } else { super::DEFAULT_TIME });
-                self.phase_ends = now + Duration::from_secs_f64(time);
-                self.live.measuring.store(true, Ordering::Relaxed);
+            Phase::Over => return Ok(false),
+            Phase::SetUp if self.hurries => self.part(),
+            Phase::SetUp => {
+                let ready = self.device.set_up(cx)?;
+                let is_ready = ready.is_some();
+                ready.map_or(Ok(()), |ready| self.begin(ready, now))?;
+                return Ok(is_ready);
             }
-            Phase::Measure if stop || now >= self.phase_ends || counted => {
-                if counted && self.outstanding > 0 && !stop {
-                    // What was asked for is measured to its end.
-                } else {
-                    self.stop_measuring(cx);
-                    self.drain(Phase::Drain, now);
+            _ => {}
+        }
+        let mut busy = self.device.tend(cx)?;
+        self.next_phase(cx, now)?;
+        if self.phase != Phase::Over {
+            busy |= self.turn(cx)?;
+            self.crew.member(self.index).show(self.report.completed, self.report.errors);
+        }
+        Ok(busy)
+    }
+
+    /// Goes on to the next phase if this one is at its end.
+    fn next_phase(&mut self, cx: &mut Context, now: Instant) -> Result<(), String> {
+        let stop = self.hurries;
+        let is_quiet = self.outstanding == 0;
+        match self.phase {
+            Phase::Fill | Phase::Muster if stop => self.drain(Phase::Drain, now),
+            Phase::Fill if self.targets.iter().all(|target| target.fill.is_empty()) => {
+                self.drain(Phase::FillDrain, now);
+            }
+            Phase::FillDrain if is_quiet => self.muster(),
+            Phase::Muster if self.crew.are_ready() => {
+                self.warm_up(now);
+                // Without a warm-up the first command is measured.
+                if now >= self.phase_ends {
+                    self.measure(cx, now);
                 }
             }
-            Phase::Drain if self.outstanding == 0 && self.options.verify && !self.report.interrupted => {
-                self.phase = Phase::Check;
-                self.live.checking.store(true, Ordering::Relaxed);
+            Phase::WarmUp if stop => self.drain(Phase::Drain, now),
+            Phase::WarmUp if now >= self.phase_ends => self.measure(cx, now),
+            // What was asked for is measured to its end.
+            Phase::Measure if self.is_counted() && !is_quiet && !stop && now < self.phase_ends => {}
+            Phase::Measure if stop || now >= self.phase_ends || self.is_counted() => {
+                self.stop_measuring(cx);
+                self.drain(Phase::Drain, now);
             }
-            Phase::Drain if self.outstanding == 0 => self.finish(cx),
+            Phase::Drain if is_quiet && self.options.verify && !stop => self.go_on(Phase::Check, Doing::Checking),
+            Phase::Drain if is_quiet => self.part(),
             Phase::Check if stop || self.is_checked() => self.drain(Phase::CheckDrain, now),
-            Phase::CheckDrain if self.outstanding == 0 => {
+            Phase::CheckDrain if is_quiet => {
                 let complete = self.is_checked();
                 if let Some(verified) = &mut self.report.verified {
                     verified.complete = complete;
                 }
-                self.finish(cx);
+                self.part();
             }
-            Phase::Drain | Phase::CheckDrain if now >= self.phase_ends => {
+            Phase::FillDrain | Phase::Drain | Phase::CheckDrain if now >= self.phase_ends => {
                 return Err(format!(
                     "{} commands did not complete in the end; see what the device does",
                     self.outstanding
                 ));
             }
-            Phase::Over => return Ok(false),
+            Phase::Parting if self.crew.are_done() => self.finish(cx),
             _ => {}
         }
-        if self.phase != Phase::Over {
-            busy |= self.turn(cx)?;
-            self.live.completed.store(self.report.completed, Ordering::Relaxed);
-            self.live.errors.store(self.report.errors, Ordering::Relaxed);
-        }
-        Ok(busy)
+        Ok(())
+    }
+
+    fn measure(&mut self, cx: &Context, now: Instant) {
+        self.go_on(Phase::Measure, Doing::Measuring);
+        (self.measured_from, self.cpu_from) = (now, cpu_seconds());
+        self.busy_from_ns = cx.stats().busy_ns;
+        let time = self.options.time.unwrap_or(if self.count.is_some() { 1e7 } else { super::DEFAULT_TIME });
+        self.phase_ends = now + Duration::from_secs_f64(time);
+    }
+
+    /// Nothing is outstanding, and nothing will be: waits for the others.
+    fn part(&mut self) {
+        self.phase = Phase::Parting;
+        self.crew.is_done();
     }
 
     fn drain(&mut self, phase: Phase, now: Instant) {
-        self.phase = phase;
-        self.phase_ends =
-            now + if self.report.interrupted { SHORT_PATIENCE } else { PATIENCE.max(self.options.patience()) };
+        self.go_on(phase, if phase == Phase::FillDrain { Doing::Filling } else { Doing::Finishing });
+        self.phase_ends = now + if self.hurries { SHORT_PATIENCE } else { PATIENCE.max(self.options.patience()) };
     }
 
     fn is_checked(&self) -> bool {
@@ -653,15 +673,40 @@ impl<D: Device> Engine<D> {
         self.report.busy = (busy_ns as f64 / 1e9 / self.report.seconds.max(1e-9)).min(1.0);
         self.report.cpu_s = cpu_seconds() - self.cpu_from;
         self.report.late = self.pace.map_or(0, |pace| pace.waiting(now));
-        self.live.measuring.store(false, Ordering::Relaxed);
     }
 
     fn finish(&mut self, cx: &mut Context) {
         self.phase = Phase::Over;
         self.device.leave(cx);
+        self.send_report();
+    }
+
+    fn send_report(&mut self) {
         if let Some(out) = self.out.take() {
             // Whoever waited for it may be gone.
-            let _ = out.send(std::mem::replace(&mut self.report, Report::empty()));
+            let _ = out.send(std::mem::replace(&mut self.report, Report::empty(self.index, false)));
+        }
+    }
+
+    /// It cannot go on: the others stop, too.
+    fn fail(&mut self, why: String) {
+        self.report.failure = Some(why);
+        self.crew.fail();
+        if self.phase != Phase::Parting {
+            self.crew.is_done();
+        }
+    }
+}
+
+impl<D> Drop for Engine<D> {
+    fn drop(&mut self) {
+        // Its reactor is unwinding: nobody shall wait for it.
+        if let Some(out) = self.out.take() {
+            self.crew.fail();
+            self.crew.is_done();
+            let mut report = Report::empty(self.index, false);
+            report.failure = Some("a reactor of the load ended before its time; see the messages above".into());
+            let _ = out.send(report);
         }
     }
 }
@@ -671,7 +716,7 @@ impl<D: Device> Poller for Engine<D> {
         match self.step(cx) {
             Ok(busy) => Progress::from_busy(busy),
             Err(why) => {
-                self.report.failure = Some(why);
+                self.fail(why);
                 // Commands whose fate is unknown count as errors.
                 self.report.errors += self.outstanding as u64;
                 if self.phase == Phase::Measure {
@@ -680,6 +725,20 @@ impl<D: Device> Poller for Engine<D> {
                 self.finish(cx);
                 Progress::Busy
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::share;
+
+    #[test]
+    fn shares_are_the_whole() {
+        for (whole, members) in [(0, 1), (1, 3), (7, 3), (600, 2), (u64::MAX, 5)] {
+            let shares: Vec<_> = (0..members).map(|member| share(whole, member, members)).collect();
+            assert_eq!((shares[0].start, shares[members - 1].end), (0, whole));
+            assert!(shares.windows(2).all(|pair| pair[0].end == pair[1].start));
         }
     }
 }

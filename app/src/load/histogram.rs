@@ -41,6 +41,14 @@ impl Histogram {
         self.max_ns = self.max_ns.max(ns);
     }
 
+    /// Counts all latencies of another run.
+    pub fn add_all(&mut self, other: &Histogram) {
+        self.buckets.iter_mut().zip(&other.buckets).for_each(|(mine, others)| *mine += others);
+        self.count += other.count;
+        self.sum_ns += other.sum_ns;
+        self.max_ns = self.max_ns.max(other.max_ns);
+    }
+
     /// The value that so many per cent do not exceed, nanoseconds; 0 without values.
     pub fn percentile_ns(&self, percent: f64) -> u64 {
         let rank = ((self.count as f64 * percent / 100.0).ceil() as u64).clamp(1, self.count.max(1));

@@ -51,8 +51,13 @@ fn bdevs_of_all_kinds_take_the_load() {
         assert_eq!((report["commands"].as_u64(), report["errors"].as_u64()), (Some(2000), Some(0)), "{report}");
         assert_eq!((report["verify"]["mismatches"].as_u64(), &report["verify"]["complete"]), (Some(0), &json!(true)));
     }
-    let report = report(&scratch, &["--bdev", "N", "--rw", "read", "--time", "0.2", "--warmup", "0"]);
-    assert!(report["iops"].as_f64() > Some(0.0), "{report}");
+    let once = report(&scratch, &["--bdev", "N", "--rw", "read", "--time", "0.2", "--warmup", "0"]);
+    assert!(once["iops"].as_f64() > Some(0.0), "{once}");
+    // Two in turn, filled before.
+    let args = ["--bdev", "M", "--bdev", "P", "--fill", "--rw", "randread", "--count", "2000", "--verify"];
+    let both = report(&scratch, &args);
+    let checked = both["verify"]["checked_blocks"].as_u64().expect("a number");
+    assert!(checked >= 2 * 8192 && both["verify"]["mismatches"] == 0, "{both}");
 }
 
 #[test]

@@ -7,4 +7,5 @@ mod bdevperf;
 mod library;
 mod look;
 mod perf;
+mod progress;
 mod stage;

@@ -82,11 +82,75 @@ fn options_that_make_no_sense_say_what_would() {
         (&["--rw", "randread", "--rate=0"], "--rate"),
         (&["--rw", "write", "--bs", "131072", "--nsid", "1", "--verify"], "lower --qd or --queues"),
         (&["--rw", "read", "--size", "100"], "less than one command"),
+        (&["--rw", "read", "--bs", "4q"], "write for example 4096, 4k"),
+        (&["--rw", "read", "--bs", "17m"], "512 to 16m bytes"),
+        (&["--rw", "read", "--core", "a"], "write for example 0,2-3"),
+        (&["--rw", "read", "--core", "1023"], "--core: core 1023 is not one that this process may use"),
+        (&["--rw", "reed"], "randread"),
+        (&["--rw", "read", "--qd", "5000"], "1..=4096"),
+        (&["--rw", "read", "--time", "-1"], "--time"),
     ] {
         let output = stage.run("perf", args);
         let said = stderr(&output);
         assert!(!output.status.success() && said.contains(says), "{args:?}: {said}");
     }
+}
+
+/// Two cores that this process may use, as a list; `None` if there is one.
+fn two_cores() -> Option<String> {
+    let allowed = rustix::thread::sched_getaffinity(None).expect("there are cores");
+    let mut cores = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    Some(format!("{},{}", cores.next()?, cores.next()?))
+}
+
+#[test]
+fn queues_are_dealt_to_the_cores() {
+    let stage = Stage::start();
+    let Some(cores) = two_cores() else {
+        eprintln!("skipped: this machine has one core");
+        return;
+    };
+    for (args, queues) in [
+        (&["--rw", "randrw"][..], 2),
+        (&["--rw", "write", "--queues", "3"], 3),
+        (&["--rw", "randwrite", "--queues", "4", "--hdr-digest", "--nsid", "2,1"], 4),
+    ] {
+        let all = [args, &["--core", &cores, "--count", "2001", "--qd", "8", "--verify"]].concat();
+        let report = stage.json("perf", &all);
+        assert_eq!((report["commands"].as_u64(), report["errors"].as_u64()), (Some(2001), Some(0)), "{report}");
+        let by_queue: Vec<_> =
+            report["commands_by_queue"].as_array().expect("a list").iter().filter_map(Value::as_u64).collect();
+        assert_eq!((by_queue.len(), by_queue.iter().sum::<u64>()), (queues, 2001), "{report}");
+        assert!(by_queue.iter().all(|commands| *commands > 0), "{report}");
+        let verify = &report["verify"];
+        assert_eq!((verify["mismatches"].as_u64(), &verify["complete"]), (Some(0), &Value::Bool(true)), "{report}");
+    }
+    let few = stage.run("perf", &["--rw", "read", "--core", &cores, "--queues", "1"]);
+    assert!(stderr(&few).contains("give 2 or more"), "{}", stderr(&few));
+    // One of several that fails ends all, and an interrupt reaches all.
+    let child = stage.endless(&["--core", &cores, "--queues", "4"]);
+    signal(&child, Signal::INT);
+    let (code, report, said) = end(child);
+    assert_eq!(
+        (code, &report["interrupted"], report["errors"].as_u64()),
+        (Some(0), &Value::Bool(true), Some(0)),
+        "{said}"
+    );
+    let child = stage.endless(&["--core", &cores]);
+    stage.server.kill();
+    let (code, report, said) = end(child);
+    assert_eq!((code, report["failure"].is_string()), (Some(1), true), "{said}");
+}
+
+#[test]
+fn what_was_filled_is_read_and_checked() {
+    let stage = Stage::start();
+    let args = ["--rw", "randread", "--fill", "--verify", "--bs", "8k", "--nsid", "1,2", "--count", "500", "--qd", "4"];
+    let report = stage.json("perf", &args);
+    // Each read was checked, and then every block once more.
+    let checked = report["verify"]["checked_blocks"].as_u64().expect("a number");
+    assert!(checked >= crate::stage::BLOCKS + 2048 + 500 * 2, "{report}");
+    assert_eq!((report["writes"].as_u64(), &report["verify"]["complete"]), (Some(0), &Value::Bool(true)), "{report}");
 }
 
 #[track_caller]
