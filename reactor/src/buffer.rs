@@ -517,6 +517,11 @@ impl BufferPool {
         Region { base: self.shared.base.as_ptr() as usize, bytes: self.shared.bytes }
     }
 
+    /// What keeps the memory of [`BufferPool::region`] mapped, for a device that it is registered with.
+    pub fn memory_owner(&self) -> Arc<dyn Any + Send + Sync> {
+        Arc::clone(&self.shared) as Arc<dyn Any + Send + Sync>
+    }
+
     /// Payload memory of `len` bytes, contents unspecified (bytes of earlier payloads; never hand it to a peer
     /// unwritten). `None` when the pool has too few buffers at home: wait, in order, and try again.
     #[inline]
