@@ -15,7 +15,8 @@
 //! | [`head`] | one reactor's way into one bdev: choice of the path, waiting, holding |
 //! | [`policy`] | which path is chosen |
 //! | [`disk`] | the bdev |
-//! | [`system`] | the control plane: attach, detach, bdevs that follow their namespaces |
+//! | [`scout`] | a discovery controller whose log is followed |
+//! | [`system`] | the control plane: attach, detach, bdevs that follow their namespaces, controllers that follow a discovery log |
 //! | [`rpc`] | the `bdev_nvme_*` methods |
 //!
 //! # When I/O in flight on a lost path is sent again
@@ -51,6 +52,7 @@ pub mod part;
 pub mod path;
 pub mod policy;
 pub mod rpc;
+pub mod scout;
 pub mod system;
 
 pub use part::Part;

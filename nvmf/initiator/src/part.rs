@@ -28,6 +28,7 @@ use crate::head::{Head, Held, Waiting};
 use crate::home::{Home, Then};
 use crate::path::{Association, Path, View};
 use crate::policy::Choice;
+use crate::scout::{Post, Scout};
 
 /// The part as its poller and its channels hold it.
 pub type SharedPart = Rc<RefCell<Part>>;
@@ -97,6 +98,7 @@ pub struct Part {
     poller: PollerId,
     group: Vec<ReactorHandle>,
     homes: Slab<Home>,
+    scouts: Slab<Scout>,
     paths: Slab<LocalPath>,
     heads: Slab<Head>,
     flights: Slab<Flight>,
@@ -109,13 +111,14 @@ pub struct Part {
 /// Status code type of statuses that are about the path: the command was not executed.
 const PATH_RELATED: u8 = 3;
 
-/// Keys of watches: homes have even ones, I/O queues odd ones.
-fn home_key(index: usize) -> u64 {
-    (index as u64) << 1
-}
+/// Keys of watches: the lowest bits say of what.
+const KEY_BITS: u32 = 2;
+const HOME: u64 = 0;
+const QUEUE: u64 = 1;
+const SCOUT: u64 = 2;
 
-fn queue_key(index: usize) -> u64 {
-    (index as u64) << 1 | 1
+fn watch_key(index: usize, of: u64) -> u64 {
+    (index as u64) << KEY_BITS | of
 }
 
 fn wake(group: &[ReactorHandle], reactor: ReactorId) {
@@ -132,6 +135,7 @@ impl Part {
             poller,
             group: cx.group().to_vec(),
             homes: Slab::new(),
+            scouts: Slab::new(),
             paths: Slab::new(),
             heads: Slab::new(),
             flights: Slab::new(),
@@ -165,7 +169,7 @@ impl Part {
         now: Instant,
     ) {
         let entry = self.homes.vacant_entry();
-        let key = home_key(entry.key());
+        let key = watch_key(entry.key(), HOME);
         entry.insert(Home::new(path, connector, options, key, first, now));
     }
 
@@ -189,6 +193,21 @@ impl Part {
         match self.home(id) {
             Some(home) => home.enable(reply, now),
             None => reply.send(Err("the path is gone".into())),
+        }
+    }
+
+    /// Makes this the reactor of a discovery controller, which begins to connect.
+    pub fn add_scout(&mut self, post: Arc<Post>, connector: Arc<dyn Connector>, options: Options, now: Instant) {
+        let entry = self.scouts.vacant_entry();
+        let key = watch_key(entry.key(), SCOUT);
+        entry.insert(Scout::new(post, connector, options, key, now));
+    }
+
+    /// Ends a discovery controller's connection in good order.
+    pub fn end_scout(&mut self, id: u64, reply: Reply<()>) {
+        match self.scouts.iter_mut().map(|(_, scout)| scout).find(|scout| scout.post().id == id) {
+            Some(scout) => scout.end(reply),
+            None => reply.send(()),
         }
     }
 
@@ -470,7 +489,7 @@ impl Part {
             association.open.fetch_sub(1, Ordering::AcqRel);
             return false;
         };
-        match IoQueue::connect(params, queue_key(place), now) {
+        match IoQueue::connect(params, watch_key(place, QUEUE), now) {
             Ok(queue) => {
                 local.queue = Some(LocalQueue { queue, association, drains: false, failed: false });
                 true
@@ -506,6 +525,10 @@ impl Part {
             self.wake_others();
         }
         self.homes.retain(|_, home| !home.is_over());
+        for (_, scout) in &mut self.scouts {
+            busy |= scout.poll(now, watches);
+        }
+        self.scouts.retain(|_, scout| !scout.is_over());
         busy
     }
 
@@ -547,13 +570,14 @@ impl Part {
     }
 
     fn ready(&mut self, key: u64, ready: Ready) {
-        let place = (key >> 1) as usize;
-        if key & 1 == 0 {
-            if let Some(home) = self.homes.get_mut(place) {
-                home.ready(ready);
+        let place = (key >> KEY_BITS) as usize;
+        match key & ((1 << KEY_BITS) - 1) {
+            HOME => self.homes.get_mut(place).into_iter().for_each(|home| home.ready(ready)),
+            SCOUT => self.scouts.get_mut(place).into_iter().for_each(|scout| scout.ready(ready)),
+            _ => {
+                let queue = self.paths.get_mut(place).and_then(|path| path.queue.as_mut());
+                queue.into_iter().for_each(|local| local.queue.ready(ready));
             }
-        } else if let Some(local) = self.paths.get_mut(place).and_then(|path| path.queue.as_mut()) {
-            local.queue.ready(ready);
         }
     }
 
@@ -561,11 +585,13 @@ impl Part {
         let homes = self.homes.iter().filter_map(|(_, home)| home.deadline(now));
         let queues = self.paths.iter().filter_map(|(_, path)| path.queue.as_ref()?.queue.deadline());
         let heads = self.heads.iter().filter_map(|(_, head)| head.deadline(&self.paths));
-        homes.chain(queues).chain(heads).min()
+        let scouts = self.scouts.iter().filter_map(|(_, scout)| scout.deadline(now));
+        homes.chain(scouts).chain(queues).chain(heads).min()
     }
 
     fn may_sleep(&self) -> bool {
-        let homes = self.homes.iter().all(|(_, home)| !home.has_work());
+        let homes = self.homes.iter().all(|(_, home)| !home.has_work())
+            && self.scouts.iter().all(|(_, scout)| !scout.has_work());
         let paths = self.paths.iter().all(|(_, local)| {
             let idle = |queue: &LocalQueue| !queue.failed && !queue.queue.has_work();
             local.path.generation() == local.seen && local.queue.as_ref().is_none_or(idle)

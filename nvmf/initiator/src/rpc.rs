@@ -4,9 +4,11 @@
 //! and refused in words where it does not.
 
 mod attach;
+mod discovery;
 mod options;
 mod paths;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use schema::{Kind, Method, Param, Params, RpcError, code};
@@ -43,6 +45,9 @@ const METHODS: &[Method<InitiatorSystem>] = &[
         |s, p| Box::pin(disable(s, p)),
     )
     .params(&[NAME, CNTLID]),
+    discovery::START,
+    discovery::STOP,
+    discovery::GET,
     options::SET,
     paths::GET,
     paths::SET_PREFERRED,
@@ -61,12 +66,16 @@ const MULTIPATH_OPTS: &[Param] = &[
 
 /// A path's address as RPCs show it.
 pub(crate) fn trid(address: &Address) -> Value {
+    trid_of(address.socket, &address.subnqn)
+}
+
+fn trid_of(socket: SocketAddr, subnqn: &str) -> Value {
     json!({
         "trtype": "TCP",
-        "adrfam": address.family(),
-        "traddr": address.socket.ip().to_string(),
-        "trsvcid": address.socket.port().to_string(),
-        "subnqn": address.subnqn,
+        "adrfam": if socket.is_ipv4() { "IPv4" } else { "IPv6" },
+        "traddr": socket.ip().to_string(),
+        "trsvcid": socket.port().to_string(),
+        "subnqn": subnqn,
     })
 }
 

@@ -6,6 +6,7 @@
 //! load, sizes are passed on, paths that were given up are forgotten. One thing at a time changes a controller; calls and
 //! these tasks take turns.
 
+pub mod discovery;
 mod error;
 mod follow;
 
@@ -29,6 +30,7 @@ use crate::home::Then;
 use crate::part::Part;
 use crate::path::{Address, Path};
 use crate::policy::Mode;
+use discovery::Service;
 
 pub use error::InitiatorError;
 
@@ -69,6 +71,8 @@ pub struct Attach {
     pub mode: Option<Mode>,
     /// The most bdevs.
     pub max_bdevs: usize,
+    /// The discovery service that has found it; what a user attaches has none.
+    pub owner: Option<Weak<Service>>,
     /// The call's parameters, for saving it.
     pub params: Value,
 }
@@ -111,6 +115,8 @@ impl Default for Settings {
 pub struct Member {
     /// The path.
     pub path: Arc<Path>,
+    /// The discovery service that has found it.
+    owner: Option<Weak<Service>>,
     /// The call that made it.
     params: Value,
 }
@@ -156,6 +162,7 @@ impl Group {
 #[derive(Default)]
 struct State {
     groups: BTreeMap<String, Arc<Group>>,
+    services: BTreeMap<String, Arc<Service>>,
     settings: Settings,
 }
 
@@ -209,7 +216,7 @@ impl InitiatorSystem {
     /// [`InitiatorError::InUse`] when controllers are attached.
     pub fn set_settings(&self, settings: Settings) -> Result<(), InitiatorError> {
         let mut state = self.state();
-        if !state.groups.is_empty() {
+        if !state.groups.is_empty() || !state.services.is_empty() {
             return Err(InitiatorError::InUse);
         }
         state.settings = settings;
@@ -322,7 +329,8 @@ impl InitiatorSystem {
             let _ = self.end(&path, Then::Detach).await;
             return Err(error);
         }
-        group.inner().members.push(Member { path: Arc::clone(&path), params: request.params });
+        let member = Member { path: Arc::clone(&path), owner: request.owner, params: request.params };
+        group.inner().members.push(member);
         self.follow(group).await;
         let disks = group.disks();
         let on_path = |disk: &&Arc<Disk>| disk.paths().iter().any(|route| Arc::ptr_eq(&route.path, &path));
@@ -421,6 +429,22 @@ impl InitiatorSystem {
     /// [`InitiatorError::NotFound`], [`InitiatorError::NoSuchPath`]; [`BdevError::StillDraining`] when I/O does not end: the
     /// rest happens in the background then.
     pub async fn detach(
+        self: &Arc<Self>,
+        name: &str,
+        which: impl Fn(&Address) -> bool + Send + 'static,
+    ) -> Result<(), InitiatorError> {
+        let group = self.group(name)?;
+        let mut found: Vec<(Arc<Service>, Address)> = Vec::new();
+        for member in &group.inner().members {
+            let owner = member.owner.as_ref().and_then(Weak::upgrade).filter(|_| which(&member.path.address));
+            found.extend(owner.map(|owner| (owner, member.path.address.clone())));
+        }
+        found.into_iter().for_each(|(owner, address)| owner.leave_alone(&[address]));
+        self.detach_paths(name, which).await
+    }
+
+    /// The same, without telling the discovery services that have found the paths.
+    async fn detach_paths(
         self: &Arc<Self>,
         name: &str,
         which: impl Fn(&Address) -> bool + Send + 'static,
@@ -557,6 +581,7 @@ impl InitiatorSystem {
 
     /// Ends all connections in good order, for the end of the process. Bdevs stay, without paths.
     pub async fn shut_down(self: &Arc<Self>) {
+        self.end_discovery().await;
         let paths: Vec<Arc<Path>> = self.groups().iter().flat_map(|group| group.paths()).collect();
         for path in &paths {
             path.leaving.store(true, Ordering::Release);
@@ -582,7 +607,12 @@ impl InitiatorSystem {
         }
         for group in self.groups() {
             let inner = group.inner();
-            let members = inner.members.iter().filter(|member| !member.path.leaving.load(Ordering::Acquire));
+            let stays = |member: &&Member| member.owner.is_none() && !member.path.leaving.load(Ordering::Acquire);
+            let members = inner.members.iter().filter(stays);
+            if members.clone().next().is_none() {
+                // What was discovered is discovered again, and perhaps under other names.
+                continue;
+            }
             entries.extend(members.map(|m| ConfigEntry::new("bdev_nvme_attach_controller", m.params.clone())));
             let changed = inner.disks.values().filter(|disk| !disk.is_removed() && disk.mode() != inner.mode);
             for disk in changed {
@@ -591,6 +621,8 @@ impl InitiatorSystem {
                 entries.push(ConfigEntry::new("bdev_nvme_set_multipath_policy", params));
             }
         }
+        let services = self.services();
+        entries.extend(services.iter().map(|s| ConfigEntry::new("bdev_nvme_start_discovery", s.params.clone())));
         entries
     }
 }

@@ -56,6 +56,7 @@ fn path(socket: SocketAddr, mode: Mode) -> Attach {
         step_timeout: None,
         mode: Some(mode),
         max_bdevs: 8,
+        owner: None,
         params: serde_json::Value::Null,
     }
 }

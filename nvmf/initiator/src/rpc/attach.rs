@@ -13,15 +13,15 @@ use crate::path::Address;
 use crate::system::{Attach, InitiatorSystem, Multipath};
 
 /// Bytes of an NQN at most.
-const NQN_MAX_BYTES: i128 = 223;
+pub(super) const NQN_MAX_BYTES: i128 = 223;
 /// The port of NVMe over Fabrics, where none was given.
 const NVME_PORT: u16 = 4420;
 /// Bdevs of a controller where no number is given.
 const DEFAULT_MAX_BDEVS: u32 = 128;
 
-const TRTYPE: &str = "Transport: TCP, in any case";
-const TRADDR: &str = "IP address of the target, in numbers";
-const ADRFAM: &str = "Address family, IPv4 or IPv6; default: the address's";
+pub(super) const TRTYPE: &str = "Transport: TCP, in any case";
+pub(super) const TRADDR: &str = "IP address of the target, in numbers";
+pub(super) const ADRFAM: &str = "Address family, IPv4 or IPv6; default: the address's";
 const TRSVCID: &str = "Port, as text; default 4420";
 
 pub(super) const ATTACH: Method<InitiatorSystem> = Method::new(
@@ -104,7 +104,7 @@ fn transport(params: &Params) -> Result<(), RpcError> {
     }
 }
 
-pub(super) fn socket(params: &Params) -> Result<SocketAddr, RpcError> {
+pub(super) fn socket(params: &Params, default_port: u16) -> Result<SocketAddr, RpcError> {
     transport(params)?;
     let text = params.str("traddr")?;
     let ip: IpAddr = text.parse().map_err(|_| {
@@ -121,7 +121,7 @@ pub(super) fn socket(params: &Params) -> Result<SocketAddr, RpcError> {
         }
     }
     let port = match params.opt_str("trsvcid") {
-        None => NVME_PORT,
+        None => default_port,
         Some(text) => match text.parse::<u16>() {
             Ok(port) if port != 0 && text.bytes().all(|byte| byte.is_ascii_digit()) => port,
             _ => return Err(params.invalid("trsvcid", "not a port").fix("give 1 to 65535 in quotes: \"4420\"")),
@@ -143,7 +143,7 @@ pub(super) fn reconnect(system: &InitiatorSystem, params: &Params) -> Result<Rec
 }
 
 async fn attach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcError> {
-    let socket = socket(&params)?;
+    let socket = socket(&params, NVME_PORT)?;
     let Some(subnqn) = params.opt_str("subnqn") else {
         return Err(params
             .invalid("subnqn", "missing")
@@ -188,6 +188,7 @@ async fn attach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, R
         step_timeout: params.opt_u64("fabrics_connect_timeout_us").filter(|us| *us > 0).map(Duration::from_micros),
         mode,
         max_bdevs: params.opt_u32("max_bdevs").unwrap_or(DEFAULT_MAX_BDEVS) as usize,
+        owner: None,
         params: params.as_value().clone(),
     };
     Ok(json!(system.attach(request).await?))

@@ -1,6 +1,8 @@
 //! Why something could not be done to a controller.
 
 use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use bdev::core::BdevError;
 use reactor::reactor::Gone;
@@ -98,6 +100,27 @@ pub enum InitiatorError {
         /// Why not.
         why: String,
     },
+    /// A discovery service has the name, or the address.
+    Served {
+        /// Its name.
+        name: String,
+        /// Where it begins.
+        at: SocketAddr,
+    },
+    /// There is no such discovery service.
+    NoService {
+        /// The name.
+        name: String,
+    },
+    /// What a discovery service lists was not attached in time.
+    NotInTime {
+        /// The service.
+        name: String,
+        /// So long was waited.
+        wait: Duration,
+        /// Why it is not done.
+        why: String,
+    },
     /// Options cannot be changed while controllers are attached.
     InUse,
     /// The bdev layer refuses.
@@ -135,9 +158,18 @@ impl fmt::Display for InitiatorError {
             }
             InitiatorError::Connect { to, why } => write!(f, "cannot connect to {to}: {why}"),
             InitiatorError::Refused { path, why } => write!(f, "{path}: {why}"),
-            InitiatorError::InUse => {
-                f.write_str("controllers are attached that were connected with the present options")
+            InitiatorError::Served { name, at } => {
+                write!(f, "the discovery service '{name}', which begins at {at}, has the name or the address")
             }
+            InitiatorError::NoService { name } => write!(f, "there is no discovery service '{name}'"),
+            InitiatorError::NotInTime { name, wait, why } => {
+                write!(
+                    f,
+                    "the discovery service '{name}' was not ready after {} ms, and is stopped: {why}",
+                    wait.as_millis()
+                )
+            }
+            InitiatorError::InUse => f.write_str("controllers are attached, or discovered, with the present options"),
             InitiatorError::Bdev(error) => error.fmt(f),
             InitiatorError::Stopping => f.write_str("the server is stopping"),
         }
@@ -193,7 +225,18 @@ impl From<InitiatorError> for RpcError {
             InitiatorError::Refused { .. } => {
                 RpcError::errno(Errno::BUSY, &text).fix("bdev_nvme_get_controllers shows what its paths are doing")
             }
-            InitiatorError::InUse => RpcError::errno(Errno::PERM, &text).fix("detach them first"),
+            InitiatorError::Served { name, .. } => {
+                named(Errno::EXIST, name).fix("bdev_nvme_get_discovery_info lists the services: one of them is enough")
+            }
+            InitiatorError::NoService { name } => {
+                named(Errno::NODEV, name).fix("bdev_nvme_get_discovery_info lists the services there are")
+            }
+            InitiatorError::NotInTime { .. } => RpcError::errno(Errno::TIMEDOUT, &text).field("attach_timeout_ms").fix(
+                "look whether a discovery service answers there, or start it without wait_for_attach: it is tried again then",
+            ),
+            InitiatorError::InUse => {
+                RpcError::errno(Errno::PERM, &text).fix("detach them and stop bdev_nvme_start_discovery's services first")
+            }
             InitiatorError::Stopping => RpcError::internal(text),
             InitiatorError::Bdev(_) => match error {
                 InitiatorError::Bdev(error) => error.into(),

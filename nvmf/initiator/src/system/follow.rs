@@ -8,6 +8,7 @@ use bdev::core::{BdevError, NewBdev};
 use nvmf::host::{Identity, Namespace};
 use uuid::Uuid;
 
+use super::discovery::Service;
 use super::{Group, InitiatorSystem};
 use crate::disk::{Disk, Route, geometry};
 use crate::path::{Path, PathState, View};
@@ -41,7 +42,9 @@ impl Group {
 impl InitiatorSystem {
     /// Brings the bdevs of a controller in line with what its paths know. The caller has the controller's turn.
     pub(super) async fn follow(&self, group: &Arc<Group>) {
-        forget_given_up(group);
+        for service in forget_given_up(group) {
+            service.has_news();
+        }
         let seen = sights(group);
         let disks: BTreeMap<u32, Arc<Disk>> = group.inner().disks.clone();
         for (nsid, disk) in &disks {
@@ -127,10 +130,11 @@ fn route(sight: &Sight) -> Route {
     Route { path: Arc::clone(&sight.path), nsid: sight.namespace.nsid }
 }
 
-/// Paths that are lost for good are no paths.
-fn forget_given_up(group: &Group) {
+/// Paths that are lost for good are no paths. The discovery services that had found them.
+fn forget_given_up(group: &Group) -> Vec<Arc<Service>> {
     let given_up = |path: &Path| path.view().state == PathState::Failed && !path.leaving.load(Ordering::Acquire);
-    group.inner().members.retain(|member| !given_up(&member.path));
+    let gone: Vec<_> = group.inner().members.extract_if(.., |member| given_up(&member.path)).collect();
+    gone.into_iter().filter_map(|member| member.owner?.upgrade()).collect()
 }
 
 /// What the paths see, by NSID. Of two that see different namespaces under one number, the one that came first counts.

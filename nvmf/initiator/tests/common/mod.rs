@@ -1,4 +1,5 @@
 //! A host and a target, each with reactors of its own, on one thread and one virtual clock, with sockets between them.
+#![allow(dead_code)] // Each test uses its part.
 
 use std::cell::RefCell;
 use std::io;
@@ -100,13 +101,18 @@ impl Target {
 
     /// Listens on a free port, and says on which.
     pub fn listen(&mut self) -> SocketAddr {
+        self.listen_for(NQN)
+    }
+
+    /// The same, for another subsystem.
+    pub fn listen_for(&mut self, nqn: &str) -> SocketAddr {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         for _ in 0..100 {
             // Free a moment ago.
             let port = std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a port").port();
             let address = ListenAddress { trtype: TransportKind::Tcp, traddr: ip, trsvcid: port };
             let new = NewListener { address, ana_state: None, sock_impl: None };
-            if self.world.block_on(self.nvmf.add_listener(NQN, new)).is_ok() {
+            if self.world.block_on(self.nvmf.add_listener(nqn, new)).is_ok() {
                 return SocketAddr::new(ip, port);
             }
         }
@@ -160,6 +166,7 @@ pub fn attach(name: &str, socket: SocketAddr) -> Attach {
         step_timeout: None,
         mode: None,
         max_bdevs: 128,
+        owner: None,
         params: Value::Null,
     }
 }

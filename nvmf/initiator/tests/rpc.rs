@@ -1,0 +1,186 @@
+//! The `bdev_nvme_*` methods, called as the server calls them, against a target on sockets of this machine.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bdev::conformance::WorldConfig;
+use bdev::modules::malloc::{self, MallocOptions};
+use bdev::rpc::BdevConfig;
+use common::{NQN, Pair, Target};
+use initiator::rpc::methods;
+use nvmf::target::model::{NewNamespace, NewSubsystem};
+use nvmf::target::view::{ListenAddress, TransportKind};
+use schema::spdk::Reference;
+use schema::{ConfigSource, RpcError, validate};
+use serde_json::{Value, json};
+
+fn call(pair: &mut Pair, name: &str, params: Value) -> Result<Value, RpcError> {
+    let method = methods().iter().find(|m| m.spec.name == name).unwrap_or_else(|| panic!("no method {name}"));
+    let params = validate(&method.spec, Some(params))?;
+    let initiator = Arc::clone(&pair.initiator);
+    pair.host.block_on((method.handler)(initiator, params))
+}
+
+fn refused(result: Result<Value, RpcError>) -> (i32, String) {
+    let error = result.expect_err("this must be refused");
+    (error.code(), error.message())
+}
+
+/// Waits until what a method shows is as it should be.
+fn until(pair: &mut Pair, method: &str, what: impl Fn(&Value) -> bool) -> Value {
+    loop {
+        let shown = call(pair, method, json!({})).expect("it can be shown");
+        if what(&shown) {
+            return shown;
+        }
+        (0..50).for_each(|_| pair.host.step());
+    }
+}
+
+/// A namespace on a malloc bdev.
+fn add_namespace(target: &mut Target, nqn: &str, bdev: &str) {
+    let (bdevs, nvmf) = (Arc::clone(&target.bdevs), Arc::clone(&target.nvmf));
+    let (nqn, bdev) = (nqn.to_string(), bdev.to_string());
+    target.world.block_on(async move {
+        malloc::create(&bdevs, &bdev, None, MallocOptions::new(512, 128)).await.expect("a bdev");
+        nvmf.add_namespace(&nqn, NewNamespace::default(), &bdev).await.expect("a namespace");
+    });
+}
+
+fn add_subsystem(target: &mut Target, nqn: &str) {
+    let new = NewSubsystem { nqn: nqn.into(), allow_any_host: true, ana_reporting: true, ..NewSubsystem::default() };
+    let nvmf = Arc::clone(&target.nvmf);
+    target.world.block_on(async move { nvmf.create_subsystem(new).await }).expect("a subsystem");
+}
+
+fn where_of(socket: SocketAddr) -> Value {
+    json!({ "trtype": "tcp", "traddr": socket.ip().to_string(), "trsvcid": socket.port().to_string() })
+}
+
+fn with(mut object: Value, more: Value) -> Value {
+    object.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    object
+}
+
+/// Names of the controllers, each with the ports of its paths.
+fn controllers(shown: &Value) -> Vec<(String, Vec<String>)> {
+    let text = |value: &Value| value.as_str().expect("text").to_string();
+    let ports = |group: &Value| {
+        let paths = group["ctrlrs"].as_array().expect("paths");
+        paths.iter().map(|path| text(&path["trid"]["trsvcid"])).collect()
+    };
+    shown.as_array().expect("a list").iter().map(|group| (text(&group["name"]), ports(group))).collect()
+}
+
+#[test]
+fn parameters_are_those_of_spdk() {
+    let Some(reference) = Reference::beside(env!("CARGO_MANIFEST_DIR")) else { return };
+    for method in methods() {
+        let differences = reference.parameter_differences(&method.spec);
+        assert_eq!(differences, Some(Vec::new()), "{}", method.spec.name);
+    }
+}
+
+#[test]
+fn what_a_discovery_service_lists_is_attached_followed_and_detached() {
+    const SECOND: &str = "nqn.2026-11.io.ringstone:second";
+    let mut pair = Pair::new(WorldConfig::default());
+    let target = std::rc::Rc::clone(&pair.target);
+    let (first, other) = {
+        let mut target = target.borrow_mut();
+        add_namespace(&mut target, NQN, "one");
+        (target.listen(), target.listen())
+    };
+    let start = with(where_of(first), json!({ "name": "auto", "hostnqn": common::HOST }));
+    let waiting = with(start.clone(), json!({ "attach_timeout_ms": 20_000 }));
+    assert_eq!(call(&mut pair, "bdev_nvme_start_discovery", waiting.clone()), Ok(json!(true)));
+    // Both listeners of the subsystem are paths of one controller.
+    let shown = call(&mut pair, "bdev_nvme_get_controllers", json!({})).unwrap();
+    let mut ports = vec![first.port().to_string(), other.port().to_string()];
+    ports.sort();
+    assert_eq!(controllers(&shown), [("auto0".to_string(), ports)]);
+    assert!(pair.host.system().get("auto0n1").is_ok());
+    let info = call(&mut pair, "bdev_nvme_get_discovery_info", json!({})).unwrap();
+    let trid = json!({ "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": first.port().to_string(),
+        "subnqn": "nqn.2014-08.org.nvmexpress.discovery" });
+    assert_eq!(info, json!([{ "name": "auto", "trid": trid, "referrals": [] }]));
+
+    // The same service again, under this name or another.
+    assert_eq!(refused(call(&mut pair, "bdev_nvme_start_discovery", start.clone())).0, -17);
+    let renamed = with(start.clone(), json!({ "name": "again" }));
+    assert_eq!(refused(call(&mut pair, "bdev_nvme_start_discovery", renamed)).0, -17);
+    let (code, text) = refused(call(&mut pair, "bdev_nvme_set_options", json!({ "keep_alive_timeout_ms": 5_000 })));
+    assert!(code == -1 && text.contains("stop"), "{code} {text}");
+
+    // It is the service that is saved, not what it has found.
+    let saved = BdevConfig(Arc::clone(pair.host.system())).save();
+    let nvme: Vec<_> = saved.iter().filter(|entry| entry.method.contains("nvme")).collect();
+    assert_eq!((nvme.len(), nvme[0].method, &nvme[0].params), (1, "bdev_nvme_start_discovery", &waiting));
+
+    // A subsystem comes, and goes.
+    {
+        let mut target = target.borrow_mut();
+        add_subsystem(&mut target, SECOND);
+        add_namespace(&mut target, SECOND, "two");
+    }
+    let more = target.borrow_mut().listen_for(SECOND);
+    let shown = until(&mut pair, "bdev_nvme_get_controllers", |shown| controllers(shown).len() == 2);
+    assert_eq!(controllers(&shown)[1], ("auto1".to_string(), vec![more.port().to_string()]));
+    let nvmf = Arc::clone(&target.borrow().nvmf);
+    let deleted = target.borrow_mut().world.start(async move { nvmf.delete_subsystem(SECOND).await });
+    until(&mut pair, "bdev_nvme_get_controllers", |shown| controllers(shown).len() == 1);
+    assert!(deleted.take().expect("it has ended").is_ok());
+    assert!(pair.host.system().get("auto1n1").is_err());
+    // One of two listeners goes: a path less.
+    let nvmf = Arc::clone(&target.borrow().nvmf);
+    let address = ListenAddress { trtype: TransportKind::Tcp, traddr: other.ip(), trsvcid: other.port() };
+    let _ = target.borrow_mut().world.start(async move { nvmf.remove_listener(NQN, address).await });
+    let shown = until(&mut pair, "bdev_nvme_get_controllers", |shown| controllers(shown)[0].1.len() == 1);
+    assert_eq!(controllers(&shown), [("auto0".to_string(), vec![first.port().to_string()])]);
+
+    assert_eq!(refused(call(&mut pair, "bdev_nvme_stop_discovery", json!({ "name": "nobody" }))).0, -19);
+    assert_eq!(call(&mut pair, "bdev_nvme_stop_discovery", json!({ "name": "auto" })), Ok(json!(true)));
+    assert_eq!(call(&mut pair, "bdev_nvme_get_controllers", json!({})), Ok(json!([])));
+    assert_eq!(call(&mut pair, "bdev_nvme_get_discovery_info", json!({})), Ok(json!([])));
+    assert!(pair.host.system().get("auto0n1").is_err());
+    // The name is free, and numbers begin anew.
+    assert_eq!(call(&mut pair, "bdev_nvme_start_discovery", waiting), Ok(json!(true)));
+    let shown = call(&mut pair, "bdev_nvme_get_controllers", json!({})).unwrap();
+    assert_eq!(controllers(&shown)[0].0, "auto0");
+    // What a user detaches stays away, and what is attached by hand is not the service's.
+    assert_eq!(call(&mut pair, "bdev_nvme_detach_controller", json!({ "name": "auto0" })), Ok(json!(true)));
+    let by_hand = with(where_of(first), json!({ "name": "hand", "subnqn": NQN, "hostnqn": common::HOST }));
+    assert_eq!(call(&mut pair, "bdev_nvme_attach_controller", by_hand), Ok(json!(["handn1"])));
+    assert_eq!(call(&mut pair, "bdev_nvme_stop_discovery", json!({ "name": "auto" })), Ok(json!(true)));
+    let shown = call(&mut pair, "bdev_nvme_get_controllers", json!({})).unwrap();
+    assert_eq!(controllers(&shown)[0].0, "hand");
+}
+
+#[test]
+fn a_discovery_service_that_is_not_there_is_said_to_be_so() {
+    let mut pair = Pair::new(WorldConfig::default());
+    let socket = pair.target.borrow_mut().listen();
+    let free = SocketAddr::new(
+        socket.ip(),
+        std::net::TcpListener::bind((socket.ip(), 0)).unwrap().local_addr().unwrap().port(),
+    );
+    let start = with(where_of(free), json!({ "name": "auto", "attach_timeout_ms": 20 }));
+    let (code, text) = refused(call(&mut pair, "bdev_nvme_start_discovery", start.clone()));
+    assert!(code == -110 && text.contains("attach_timeout_ms") && text.contains("wait_for_attach"), "{code} {text}");
+    assert_eq!(call(&mut pair, "bdev_nvme_get_discovery_info", json!({})), Ok(json!([])));
+    // Without waiting, it is tried for as long as it is wanted.
+    let start = with(where_of(free), json!({ "name": "auto" }));
+    assert_eq!(call(&mut pair, "bdev_nvme_start_discovery", start), Ok(json!(true)));
+    assert_eq!(call(&mut pair, "bdev_nvme_stop_discovery", json!({ "name": "auto" })), Ok(json!(true)));
+    for bad in [
+        json!({ "trtype": "rdma" }),
+        json!({ "traddr": "somewhere" }),
+        json!({ "ctrlr_loss_timeout_sec": 5 }),
+        json!({ "name": "" }),
+    ] {
+        let params = with(with(where_of(free), json!({ "name": "auto" })), bad);
+        assert_eq!(refused(call(&mut pair, "bdev_nvme_start_discovery", params.clone())).0, -32602, "{params}");
+    }
+}
