@@ -8,7 +8,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use appliance::external::{ServeOptions, Stop, serve};
 use appliance::memory::Memory;
@@ -28,15 +27,6 @@ pub struct Options {
     /// memory, null, or the absolute path of a shared object.
     #[arg(long, value_name = "NAME|/LIB.SO")]
     handler: String,
-    /// Worker threads; as many as the target has reactors is enough.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    workers: u16,
-    /// Cores for the workers, in turn [default: wherever the host runs them].
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    cores: Vec<usize>,
-    /// Microseconds that a worker looks for more work before it sleeps.
-    #[arg(long, value_name = "US", default_value_t = 50)]
-    spin_us: u32,
     /// The handler's own options: a JSON object.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     options: String,
@@ -65,13 +55,7 @@ fn run(options: &Options) -> Result<(), String> {
     let mut make = maker(&options.handler)?;
     let stop = Stop::new().map_err(|error| error.to_string())?;
     stop_on_signals(&stop).map_err(|error| format!("cannot watch for signals: {error}"))?;
-    let how = ServeOptions {
-        workers: options.workers.into(),
-        cores: options.cores.clone(),
-        spin: Duration::from_micros(options.spin_us.into()),
-        until_gone: options.until_gone,
-        options: json,
-    };
+    let how = ServeOptions { until_gone: options.until_gone, options: json };
     serve(&options.socket, &mut *make, &how, &stop).map_err(|error| error.to_string())
 }
 

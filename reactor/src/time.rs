@@ -47,24 +47,54 @@ impl Sub<Duration> for Instant {
 pub trait Clock: Send + Sync {
     /// The present instant. Never goes backwards.
     fn now(&self) -> Instant;
+
+    /// What the machine's own monotonic clock, which all its processes share, showed at this clock's origin, in
+    /// nanoseconds: what is added to an [`Instant`] to tell it to another process. 0 when this clock is the machine's.
+    fn origin_ns(&self) -> u64 {
+        0
+    }
 }
 
 /// The operating system's monotonic clock, with its origin at construction.
 #[derive(Debug)]
 pub struct OsClock {
-    origin: std::time::Instant,
+    origin_ns: u64,
+}
+
+fn machine_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Monotonic time begins at zero when the machine starts.
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 impl Default for OsClock {
     fn default() -> Self {
-        OsClock { origin: std::time::Instant::now() }
+        // One nanosecond before, so that `Instant(0)` stays free to mean "never" in counters.
+        OsClock { origin_ns: machine_ns().saturating_sub(1) }
     }
 }
 
 impl Clock for OsClock {
     #[inline]
     fn now(&self) -> Instant {
-        // One nanosecond is added so that `Instant(0)` stays free to mean "never" in counters.
-        Instant(self.origin.elapsed().as_nanos() as u64 + 1)
+        Instant(machine_ns().saturating_sub(self.origin_ns))
+    }
+
+    fn origin_ns(&self) -> u64 {
+        self.origin_ns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_of_different_origin_agree_on_the_machines_time() {
+        let (a, b) = (OsClock::default(), OsClock::default());
+        let machine = |clock: &OsClock| clock.now().0 + clock.origin_ns();
+        let times = [machine(&a), machine(&b), machine(&a), machine(&b)];
+        assert!(times.is_sorted(), "{times:?}");
+        assert!(a.now() > Instant(0));
     }
 }

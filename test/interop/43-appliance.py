@@ -33,7 +33,7 @@ class Handler:
         options = json.dumps({"path": str(self.folder / "data")})
         with open(self.folder.parent / "handler.log", "ab") as log:
             self.child = spawn([self.t.target.binary, "appliance", "--socket", self.socket, "--handler", self.library,
-                                "--workers", "2", "--options", options], log)
+                                "--options", options], log)
         self.await_connected(True)
 
     def kill(self):

@@ -40,19 +40,19 @@ fn folder(name: &str) -> Result<PathBuf, String> {
 }
 
 /// A device whose handler `null` is another process, whose worker looks for more work for `spin_us` before it sleeps.
-async fn process(rig: &Rig, name: &str, spin_us: u32) -> Result<Helper, String> {
+async fn process(rig: &Rig, name: &str, spin_us: u64) -> Result<Helper, String> {
     let folder = folder(name)?;
     let socket = folder.join("s");
     let mut settings = Settings::new(&format!("unix:{}", socket.display()), BLOCK, BLOCKS);
     settings.on_disconnect = OnDisconnect::Park;
+    (settings.cores, settings.spin) = (vec![rig.worker_core], Duration::from_micros(spin_us));
     device::create(&rig.system, name, None, settings).await.map_err(|error| error.to_string())?;
     let binary = std::env::current_exe().map_err(|error| format!("this binary cannot be found again: {error}"))?;
     let child = Command::new(binary)
         .arg("appliance")
         .arg("--socket")
         .arg(&socket)
-        .args(["--handler", "null", "--until-gone", "--spin-us", &spin_us.to_string()])
-        .args(["--cores", &rig.worker_core.to_string()])
+        .args(["--handler", "null", "--until-gone"])
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .spawn()

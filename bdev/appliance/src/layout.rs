@@ -4,18 +4,25 @@
 //! native-endian 64-bit word, or payload bytes. One *lane* for each reactor; `depth` is a power of two.
 //!
 //! ```text
-//! memory     | lane 0 | lane 1 | ...                            each lane begins on a page
+//! memory     | heads: 128 x workers (to a page) | lane 0 | lane 1 | ...      each lane begins on a page
 //!
-//! lane       | control: 4096 | aborts: 8 x depth | submissions: 64 x depth | completions: 32 x depth | (to a page)
-//!            | payload: slot_bytes x depth |                    each slot begins on a page
+//! head w     word 0    worker_sleeps   worker `w` of the process is about to sleep: ring     process: 1, target: 0
+//!                                      its doorbell
 //!
-//! control    word 0    process_sleeps  the process is about to sleep: ring its doorbell     process: 1, target: 0
-//!            word 16   target_sleeps   the target's reactor is about to sleep: ring its     target: 1, process: 0
-//!            word 32   aborts_posted   how often the target has written to `aborts`         target
-//!            word 48   resets_posted   how often the device was reset                       target
-//!            word 49   reset_before    the last reset is for requests of smaller ids         target
+//! lane       | control: 4096 | aborts: 8 x depth | picked: 8 x depth | rings of worker 0 | rings of worker 1 | ...
+//!            | (to a page) | payload: slot_bytes x depth |         each slot begins on a page
+//!
+//! rings      | submissions: 64 x depth | completions: 32 x depth |
+//!
+//! control    word 0    target_sleeps   the target's reactor is about to sleep: ring its     target: 1, process: 0
+//!            word 16   aborts_posted   how often the target has written to `aborts`         target
+//!            word 32   resets_posted   how often the device was reset                       target
+//!            word 33   reset_before    the last reset is for requests of smaller ids         target
 //!
 //! aborts     word s    id of the request in slot `s` that the target wants back; 0: none    target
+//!
+//! picked     word s    when the request in slot `s` was taken by its worker, if that is     process
+//!                      measured: nanoseconds of CLOCK_MONOTONIC
 //!
 //! submission word 0    sequence: position + 1, written last                                 target
 //!            word 1    id of the request, never 0, never used again
@@ -24,18 +31,19 @@
 //!            word 4    blocks
 //!            word 5    nanoseconds until its deadline; all ones: none
 //!            word 6    first block to copy from
-//!            word 7    1: the process is to measure how long its handler has it; 0
+//!            word 7    1: the process is to say when it took the request and when it completed it; 0
 //!
 //! completion word 0    sequence: position + 1, written last                                 process
 //!            word 1    id of the request
 //!            word 2    bits 0-15 slot, 16-31 status, 32-63 payload bytes that were moved
-//!            word 3    nanoseconds for which the handler had it, if that was to be measured; 0
+//!            word 3    when the handler completed it, in nanoseconds of CLOCK_MONOTONIC; 0: not measured
 //! ```
 //!
 //! A ring has no head and no tail in shared memory: each side counts its own positions, and an entry is there when its
 //! sequence says so. So there is no count that the other side could lie about, and a completion costs the transfer of
 //! one cache line instead of two. Neither ring can overflow: a slot is given out again only after its request was
-//! answered, so at most `depth` entries of a ring are unread.
+//! answered, so at most `depth` entries of a lane are unread, whichever of its rings they are in. Each worker has a
+//! completion ring of its own on every lane, so that one that is stopped between two steps holds up no other.
 //!
 //! The target's payload memory is not here. A request's payload is copied into its slot before it is submitted (what is
 //! written), and out of it when it is completed (what was read).
@@ -43,27 +51,29 @@
 use std::fmt;
 use std::io;
 
-/// Words of the control block, each on a pair of cache lines of its own.
-pub(crate) const PROCESS_SLEEPS: usize = 0;
-/// See [`PROCESS_SLEEPS`].
-pub(crate) const TARGET_SLEEPS: usize = 16;
-/// See [`PROCESS_SLEEPS`].
-pub(crate) const ABORTS_POSTED: usize = 32;
-/// See [`PROCESS_SLEEPS`].
-pub(crate) const RESETS_POSTED: usize = 48;
-/// See [`PROCESS_SLEEPS`].
-pub(crate) const RESET_BEFORE: usize = 49;
+/// Words of a lane's control block, each on a pair of cache lines of its own.
+pub(crate) const TARGET_SLEEPS: usize = 0;
+/// See [`TARGET_SLEEPS`].
+pub(crate) const ABORTS_POSTED: usize = 16;
+/// See [`TARGET_SLEEPS`].
+pub(crate) const RESETS_POSTED: usize = 32;
+/// See [`TARGET_SLEEPS`].
+pub(crate) const RESET_BEFORE: usize = 33;
 
 const PAGE: usize = 4096;
 const CONTROL_BYTES: usize = PAGE;
+/// Words of a head: a pair of cache lines.
+const HEAD_WORDS: usize = 16;
 /// Words of a submission.
 pub(crate) const SUBMISSION_WORDS: usize = 8;
 /// Words of a completion.
 pub(crate) const COMPLETION_WORDS: usize = 4;
 const WORD: usize = 8;
 
-/// Lanes at most: what one Unix socket can have descriptors of in flight.
+/// Lanes at most: their descriptors travel in one message.
 pub const MAX_LANES: u32 = 64;
+/// Workers at most; likewise.
+pub const MAX_WORKERS: u32 = 64;
 /// Requests in a lane at most; a slot has to fit its field.
 pub const MAX_DEPTH: u32 = 16_384;
 /// Payload bytes of a slot at most.
@@ -75,6 +85,7 @@ pub const MAX_BYTES: u64 = 64 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     lanes: u32,
+    workers: u32,
     depth: u32,
     slot_bytes: u32,
 }
@@ -99,11 +110,11 @@ impl From<BadShape> for io::Error {
 
 impl Shape {
     /// Room for `lanes` lanes of `depth` requests (rounded up to a power of two) of up to `slot_bytes` bytes (rounded up
-    /// to pages).
+    /// to pages), with rings for `workers` workers each.
     ///
     /// # Errors
     /// When one of them is zero or above its limit, or all together above [`MAX_BYTES`].
-    pub fn new(lanes: u32, depth: u32, slot_bytes: u32) -> Result<Shape, BadShape> {
+    pub fn new(lanes: u32, workers: u32, depth: u32, slot_bytes: u32) -> Result<Shape, BadShape> {
         let within = |name: &str, value: u32, most: u32| {
             if value == 0 || value > most {
                 return Err(BadShape(format!("{name} is {value}; it can be from 1 to {most}")));
@@ -111,14 +122,15 @@ impl Shape {
             Ok(())
         };
         within("the number of lanes", lanes, MAX_LANES)?;
+        within("the number of workers", workers, MAX_WORKERS)?;
         within("the queue depth", depth, MAX_DEPTH)?;
         within("the bytes of a slot", slot_bytes, MAX_SLOT_BYTES)?;
-        let shape =
-            Shape { lanes, depth: depth.next_power_of_two(), slot_bytes: slot_bytes.next_multiple_of(PAGE as u32) };
+        let (depth, slot_bytes) = (depth.next_power_of_two(), slot_bytes.next_multiple_of(PAGE as u32));
+        let shape = Shape { lanes, workers, depth, slot_bytes };
         if shape.bytes() as u64 > MAX_BYTES {
             return Err(BadShape(format!(
-                "{} lanes of {} requests of {} bytes are more than {MAX_BYTES} bytes together",
-                shape.lanes, shape.depth, shape.slot_bytes
+                "{} lanes of {} requests of {} bytes with {} workers are more than {MAX_BYTES} bytes together",
+                shape.lanes, shape.depth, shape.slot_bytes, shape.workers
             )));
         }
         Ok(shape)
@@ -127,6 +139,11 @@ impl Shape {
     /// Lanes: one for each reactor.
     pub fn lanes(&self) -> u32 {
         self.lanes
+    }
+
+    /// Workers, each with rings of its own on every lane.
+    pub fn workers(&self) -> u32 {
+        self.workers
     }
 
     /// Requests that a lane can have outstanding at the process; a power of two.
@@ -139,31 +156,59 @@ impl Shape {
         self.slot_bytes
     }
 
-    fn rings_bytes(&self) -> usize {
-        let depth = self.depth as usize;
-        let entries = depth * WORD * (1 + SUBMISSION_WORDS + COMPLETION_WORDS);
-        (CONTROL_BYTES + entries).next_multiple_of(PAGE)
+    /// Words of one worker's rings on a lane.
+    fn rings_words(&self) -> usize {
+        self.depth as usize * (SUBMISSION_WORDS + COMPLETION_WORDS)
+    }
+
+    /// Words of a lane before its rings: whole cache lines.
+    fn tables_words(&self) -> usize {
+        CONTROL_BYTES / WORD + (2 * self.depth as usize).next_multiple_of(SUBMISSION_WORDS)
+    }
+
+    fn heads_bytes(&self) -> usize {
+        (self.workers as usize * HEAD_WORDS * WORD).next_multiple_of(PAGE)
+    }
+
+    fn words_bytes(&self) -> usize {
+        let words = self.tables_words() + self.workers as usize * self.rings_words();
+        (words * WORD).next_multiple_of(PAGE)
     }
 
     fn lane_bytes(&self) -> usize {
-        self.rings_bytes() + self.depth as usize * self.slot_bytes as usize
+        self.words_bytes() + self.depth as usize * self.slot_bytes as usize
     }
 
     /// Bytes of the whole memory. Pages that are never touched take up no room.
     pub fn bytes(&self) -> usize {
-        self.lanes as usize * self.lane_bytes()
+        self.heads_bytes() + self.lanes as usize * self.lane_bytes()
+    }
+
+    /// Where the heads begin in the memory, and how many words they are.
+    pub(crate) fn heads(&self) -> (usize, usize) {
+        (0, self.heads_bytes() / WORD)
+    }
+
+    /// The word among the heads that says that `worker` sleeps.
+    pub(crate) fn worker_sleeps(&self, worker: u32) -> usize {
+        assert!(worker < self.workers, "worker {worker} of {}", self.workers);
+        worker as usize * HEAD_WORDS
+    }
+
+    fn lane_at(&self, lane: u32) -> usize {
+        assert!(lane < self.lanes, "lane {lane} of {}", self.lanes);
+        self.heads_bytes() + lane as usize * self.lane_bytes()
     }
 
     /// Where the words of `lane` begin in the memory, and how many there are (payload not included).
     pub(crate) fn words(&self, lane: u32) -> (usize, usize) {
-        assert!(lane < self.lanes, "lane {lane} of {}", self.lanes);
-        (lane as usize * self.lane_bytes(), self.rings_bytes() / WORD)
+        (self.lane_at(lane), self.words_bytes() / WORD)
     }
 
     /// Where the payload of `slot` of `lane` begins in the memory.
     pub(crate) fn payload(&self, lane: u32, slot: u32) -> usize {
-        assert!(lane < self.lanes && slot < self.depth, "slot {slot} of lane {lane}");
-        lane as usize * self.lane_bytes() + self.rings_bytes() + slot as usize * self.slot_bytes as usize
+        assert!(slot < self.depth, "slot {slot} of {}", self.depth);
+        self.lane_at(lane) + self.words_bytes() + slot as usize * self.slot_bytes as usize
     }
 
     /// The word of `slot` among the aborts.
@@ -172,14 +217,20 @@ impl Shape {
         CONTROL_BYTES / WORD + slot as usize
     }
 
-    /// The first word of the submissions.
-    pub(crate) fn submissions(&self) -> usize {
-        CONTROL_BYTES / WORD + self.depth as usize
+    /// The word that says when the request in `slot` was taken.
+    pub(crate) fn picked_word(&self, slot: u32) -> usize {
+        self.abort_word(slot) + self.depth as usize
     }
 
-    /// The first word of the completions.
-    pub(crate) fn completions(&self) -> usize {
-        self.submissions() + self.depth as usize * SUBMISSION_WORDS
+    /// The first word of the submissions to `worker`.
+    pub(crate) fn submissions(&self, worker: u32) -> usize {
+        assert!(worker < self.workers, "worker {worker} of {}", self.workers);
+        self.tables_words() + worker as usize * self.rings_words()
+    }
+
+    /// The first word of the completions of `worker`.
+    pub(crate) fn completions(&self, worker: u32) -> usize {
+        self.submissions(worker) + self.depth as usize * SUBMISSION_WORDS
     }
 }
 
@@ -207,7 +258,7 @@ pub struct Submission {
     pub timeout_ns: u64,
     /// First block to copy from.
     pub source_lba: u64,
-    /// Whether [`Completed::handler_ns`] is wanted.
+    /// Whether the process is to say when it took the request, and [`Completed::done_ns`].
     pub measured: bool,
 }
 
@@ -248,20 +299,20 @@ pub struct Completed {
     pub status: u16,
     /// Payload bytes that were moved.
     pub bytes: u32,
-    /// How long the handler had it; 0: not measured.
-    pub handler_ns: u64,
+    /// When the handler completed it, in nanoseconds of CLOCK_MONOTONIC; 0: not measured.
+    pub done_ns: u64,
 }
 
 impl Completed {
     /// Its words behind the sequence.
     pub(crate) fn encode(&self) -> [u64; COMPLETION_WORDS - 1] {
-        [self.id, u64::from(self.slot) | u64::from(self.status) << 16 | u64::from(self.bytes) << 32, self.handler_ns]
+        [self.id, u64::from(self.slot) | u64::from(self.status) << 16 | u64::from(self.bytes) << 32, self.done_ns]
     }
 
     /// From the words behind the sequence.
     pub(crate) fn decode(words: [u64; COMPLETION_WORDS - 1]) -> Completed {
-        let [id, word, handler_ns] = words;
-        Completed { id, slot: word as u16, status: (word >> 16) as u16, bytes: (word >> 32) as u32, handler_ns }
+        let [id, word, done_ns] = words;
+        Completed { id, slot: word as u16, status: (word >> 16) as u16, bytes: (word >> 32) as u32, done_ns }
     }
 }
 
@@ -271,17 +322,34 @@ mod tests {
 
     #[test]
     fn nothing_overlaps_and_all_of_it_is_inside() {
-        for (lanes, depth, slot_bytes) in [(1, 1, 1), (1, 128, 131_072), (3, 100, 5000), (2, MAX_DEPTH, 4096)] {
-            let shape = Shape::new(lanes, depth, slot_bytes).unwrap();
-            let mut end = 0;
+        for (lanes, workers, depth, slot_bytes) in
+            [(1, 1, 1, 1), (1, 64, 128, 131_072), (3, 2, 100, 5000), (2, 3, MAX_DEPTH, 4096), (1, 33, 2, 1)]
+        {
+            let shape = Shape::new(lanes, workers, depth, slot_bytes).unwrap();
+            let (heads, head_words) = shape.heads();
+            assert_eq!(heads, 0);
+            assert!(shape.worker_sleeps(workers - 1) < head_words);
+            let mut end = head_words * WORD;
             for lane in 0..lanes {
                 let (base, words) = shape.words(lane);
                 assert_eq!((base, base % PAGE), (end, 0));
                 const { assert!(RESET_BEFORE < CONTROL_BYTES / WORD) };
-                assert_eq!(shape.abort_word(0), CONTROL_BYTES / WORD);
-                assert_eq!(shape.abort_word(shape.depth() - 1) + 1, shape.submissions());
-                let last = shape.completions() + shape.depth() as usize * COMPLETION_WORDS;
-                assert!(last <= words, "{last} of {words}");
+                let mut next = CONTROL_BYTES / WORD;
+                for table in [Shape::abort_word, Shape::picked_word] {
+                    assert_eq!(
+                        (table(&shape, 0), table(&shape, shape.depth() - 1)),
+                        (next, next + shape.depth() as usize - 1)
+                    );
+                    next += shape.depth() as usize;
+                }
+                for worker in 0..workers {
+                    assert!(shape.submissions(worker) >= next);
+                    assert_eq!(shape.submissions(worker) % SUBMISSION_WORDS, 0, "entries are whole cache lines");
+                    next = shape.submissions(worker) + shape.depth() as usize * SUBMISSION_WORDS;
+                    assert_eq!(shape.completions(worker), next);
+                    next += shape.depth() as usize * COMPLETION_WORDS;
+                }
+                assert!(next <= words, "{next} of {words}");
                 end = base + words * WORD;
                 for slot in 0..shape.depth() {
                     assert_eq!((shape.payload(lane, slot), shape.payload(lane, slot) % PAGE), (end, 0));
@@ -294,12 +362,19 @@ mod tests {
 
     #[test]
     fn measures_that_make_no_sense_are_refused() {
-        for (lanes, depth, slot_bytes) in
-            [(0, 1, 1), (1, 0, 1), (1, 1, 0), (MAX_LANES + 1, 1, 1), (1, MAX_DEPTH + 1, 1), (1, 1, MAX_SLOT_BYTES + 1)]
-        {
-            assert!(Shape::new(lanes, depth, slot_bytes).is_err());
+        for (lanes, workers, depth, slot_bytes) in [
+            (0, 1, 1, 1),
+            (1, 0, 1, 1),
+            (1, 1, 0, 1),
+            (1, 1, 1, 0),
+            (MAX_LANES + 1, 1, 1, 1),
+            (1, MAX_WORKERS + 1, 1, 1),
+            (1, 1, MAX_DEPTH + 1, 1),
+            (1, 1, 1, MAX_SLOT_BYTES + 1),
+        ] {
+            assert!(Shape::new(lanes, workers, depth, slot_bytes).is_err());
         }
-        let error = Shape::new(MAX_LANES, MAX_DEPTH, MAX_SLOT_BYTES).unwrap_err();
+        let error = Shape::new(MAX_LANES, 1, MAX_DEPTH, MAX_SLOT_BYTES).unwrap_err();
         assert!(error.to_string().contains("bytes together"), "{error}");
     }
 
@@ -318,7 +393,7 @@ mod tests {
             measured: true,
         };
         assert_eq!(Submission::decode(submission.encode()), submission);
-        let completed = Completed { id: 1 << 63, slot: 0xffff, status: 0xabcd, bytes: u32::MAX, handler_ns: 5 };
+        let completed = Completed { id: 1 << 63, slot: 0xffff, status: 0xabcd, bytes: u32::MAX, done_ns: 5 };
         assert_eq!(Completed::decode(completed.encode()), completed);
     }
 }

@@ -18,6 +18,7 @@
 //! | [`registry`] | names of handlers |
 //! | [`memory`] | the model handler: blocks in memory |
 //! | [`null`] | a handler that does nothing, for measuring |
+//! | [`placement`] | which worker gets a request |
 //! | [`types`] | operations, statuses, geometry |
 //! | [`external`] | handlers in processes of their own, over shared memory |
 //! | [`layout`] | what lies where in that memory |
@@ -40,6 +41,7 @@ pub mod home;
 pub mod layout;
 pub mod memory;
 pub mod null;
+pub mod placement;
 pub mod registry;
 pub mod request;
 #[cfg(not(loom))]

@@ -9,7 +9,10 @@
 //! id that of the request that is outstanding there; its status must be one there is; its length that of the payload.
 //! What does not fit is counted and said in the log, and changes nothing (id, slot) or fails that request (status,
 //! length). A process that answers before it has done anything, or writes into the payload of others, falsifies its own
-//! data and nothing else. In one call at most `max` completions are looked at.
+//! data and nothing else. In one call at most `max` completions are looked at, and no ring is always the first.
+//!
+//! The instants at which the process says that it took and completed a request must lie in that order between the
+//! request's submission and now. Otherwise the whole time counts as spent in the handler, and that is counted.
 //!
 //! # When the process goes
 //! With [`OnDisconnect::Fail`] what is outstanding fails, and so does what comes, until a process is there. With
@@ -25,20 +28,21 @@ use std::sync::atomic::Ordering;
 use reactor::Instant;
 use reactor::park::Waker;
 
-use super::memory::LaneWords;
+use super::memory::SharedWords;
 use super::ring::{Words, announce, must_ring, retract};
 use super::session::{Ends, Session};
 use super::target::{Inner, OnDisconnect, Target};
 use crate::abi;
-use crate::layout::{
-    ABORTS_POSTED, Completed, NO_TIMEOUT, PROCESS_SLEEPS, RESET_BEFORE, RESETS_POSTED, Submission, TARGET_SLEEPS,
-};
+use crate::layout::{ABORTS_POSTED, Completed, NO_TIMEOUT, RESET_BEFORE, RESETS_POSTED, Submission, TARGET_SLEEPS};
+use crate::placement::Placer;
 use crate::request::{Body, Fault, NO_DEADLINE, RequestId};
 use crate::types::{IoStatus, Op};
 
 /// A request that the process has.
 struct Held {
     body: Box<Body>,
+    /// The worker that it was given to.
+    worker: usize,
     /// Requests are submitted in this order.
     order: u64,
     /// The device wants it back.
@@ -47,8 +51,10 @@ struct Held {
 
 struct Attached {
     session: Arc<Session>,
-    words: LaneWords,
-    ends: Ends,
+    heads: SharedWords,
+    words: SharedWords,
+    /// By worker.
+    ends: Vec<Ends>,
 }
 
 /// One reactor's end. Lives on the reactor.
@@ -63,9 +69,14 @@ pub struct Lane {
     /// Ended without the process; to be handed out.
     ended: VecDeque<Box<Body>>,
     attached: Option<Attached>,
+    placer: Placer,
+    /// The worker whose answers are looked at first.
+    first: usize,
     order: u64,
-    /// Something was submitted since the doorbell was last considered.
-    unrung: bool,
+    /// Workers that were told something since their doorbells were last considered, a bit each.
+    unrung: u64,
+    /// Requests submitted to each since then.
+    fresh: Vec<u64>,
     announced: bool,
 }
 
@@ -80,6 +91,7 @@ impl Lane {
             return Err(io::Error::other(format!("lane {index} of '{}' is not to be had", target.bdev())));
         }
         let slots = (0..target.shape().depth()).map(|_| None).collect();
+        let (placer, fresh) = (target.placer(index), vec![0; target.shape().workers() as usize]);
         Ok(Lane {
             target,
             index,
@@ -88,8 +100,11 @@ impl Lane {
             waiting: VecDeque::new(),
             ended: VecDeque::new(),
             attached: None,
+            placer,
+            first: 0,
             order: 0,
-            unrung: false,
+            unrung: 0,
+            fresh,
             announced: false,
         })
     }
@@ -142,24 +157,28 @@ impl Lane {
             source_lba,
             measured: body.sampled,
         };
-        attached.ends.submissions.push(&attached.words, submission.encode());
+        let worker = self.placer.place(body.lba);
+        attached.ends[worker].submissions.push(&attached.words, submission.encode());
         self.order += 1;
         self.outstanding += 1;
-        self.unrung = true;
+        self.unrung |= 1 << worker;
+        self.fresh[worker] += 1;
         let slot = body.slot as usize;
-        self.slots[slot] = Some(Held { body, order: self.order, aborted: false });
+        self.slots[slot] = Some(Held { body, worker, order: self.order, aborted: false });
     }
 
-    /// Wakes the process if something was submitted since, and it sleeps. Call once a poll.
+    /// Wakes those workers of the process that something was submitted to since, and that sleep. Call once a poll.
     #[inline]
     pub fn flush(&mut self) {
-        if !std::mem::take(&mut self.unrung) {
-            return;
-        }
-        if let Some(attached) = &self.attached
-            && must_ring(&attached.words, PROCESS_SLEEPS)
-        {
-            attached.session.lanes[self.index as usize].ring();
+        let mut unrung = std::mem::take(&mut self.unrung);
+        let Some(attached) = &self.attached else { return };
+        while unrung != 0 {
+            let worker = unrung.trailing_zeros();
+            unrung &= unrung - 1;
+            self.target.count_requests(worker as usize, std::mem::take(&mut self.fresh[worker as usize]));
+            if must_ring(&attached.heads, self.target.shape().worker_sleeps(worker)) {
+                attached.session.ring(worker as usize);
+            }
         }
     }
 
@@ -174,19 +193,32 @@ impl Lane {
             take(body);
             count += 1;
         }
-        for _ in 0..max {
-            let Some(done) = self.pop() else { break };
-            if let Some(body) = self.completed(done, now) {
-                take(body);
-                count += 1;
+        let (workers, mut left) = (self.workers(), max);
+        for n in 0..workers {
+            let worker = (self.first + n) % workers;
+            while left > 0
+                && let Some(done) = self.pop(worker)
+            {
+                left -= 1;
+                if let Some(body) = self.completed(done, now) {
+                    take(body);
+                    count += 1;
+                }
             }
+        }
+        if left < max {
+            self.first = (self.first + 1) % workers;
         }
         count
     }
 
-    fn pop(&mut self) -> Option<Completed> {
+    fn workers(&self) -> usize {
+        self.target.shape().workers() as usize
+    }
+
+    fn pop(&mut self, worker: usize) -> Option<Completed> {
         let attached = self.attached.as_mut()?;
-        attached.ends.completions.pop(&attached.words).map(Completed::decode)
+        attached.ends[worker].completions.pop(&attached.words).map(Completed::decode)
     }
 
     /// The request that `done` answers, if it answers one.
@@ -207,10 +239,7 @@ impl Lane {
             }
         };
         if body.sampled {
-            // The process's clock is another one: what is not the handler's time counts as time in the rings.
-            let all = now.nanos_since(body.sent);
-            body.done = now;
-            body.picked = Instant(now.0 - done.handler_ns.min(all).min(now.0));
+            self.stamp(&mut body, &done);
         }
         if body.status.is_success() && done.bytes != body.payload_bytes {
             body.home.report(&body, Fault::WrongLength { said_bytes: done.bytes.into() });
@@ -222,6 +251,25 @@ impl Lane {
             attached.words.memory().copy_out(self.index, u32::from(done.slot), body.bufs.segments_mut());
         }
         Some(body)
+    }
+
+    /// Takes over when the process says that it had a request, if that can be.
+    fn stamp(&self, body: &mut Body, done: &Completed) {
+        let attached = self.attached.as_ref().expect("answers come from a process that is there");
+        let picked_word = attached.words.memory().shape().picked_word(done.slot.into());
+        let picked_ns = attached.words.load(picked_word, Ordering::Relaxed);
+        // Later than the poll's instant: the answer may have come after that.
+        let (now, origin_ns) = (self.target.now(), self.target.origin_ns());
+        let instant = |ns: u64| ns.checked_sub(origin_ns).map(Instant);
+        match (instant(picked_ns), instant(done.done_ns)) {
+            (Some(picked), Some(done)) if body.sent <= picked && picked <= done && done <= now => {
+                (body.picked, body.done) = (picked, done);
+            }
+            _ => {
+                (body.picked, body.done) = (body.sent, now);
+                self.target.refuse_stamps(now, body);
+            }
+        }
     }
 
     /// A process has come or gone.
@@ -237,10 +285,12 @@ impl Lane {
             return;
         }
         // What it answered before its end counts.
-        for _ in 0..self.slots.len() {
-            let Some(done) = self.pop() else { break };
-            let answered = self.completed(done, now);
-            self.ended.extend(answered);
+        for worker in 0..self.workers() {
+            for _ in 0..self.slots.len() {
+                let Some(done) = self.pop(worker) else { break };
+                let answered = self.completed(done, now);
+                self.ended.extend(answered);
+            }
         }
         if self.attached.take().is_some() {
             self.take_back(now);
@@ -248,8 +298,8 @@ impl Lane {
         let Some(session) = next else { return };
         // A session that another channel of this lane still has is that channel's until it closes.
         let Some(ends) = session.take_ends(self.index) else { return };
-        let words = session.memory.lane(self.index);
-        self.attached = Some(Attached { session, words, ends });
+        let (heads, words) = (session.memory.heads(), session.memory.lane(self.index));
+        self.attached = Some(Attached { session, heads, words, ends });
         for body in std::mem::take(&mut self.waiting) {
             if body.deadline <= now {
                 self.end(body, IoStatus::TimedOut);
@@ -297,7 +347,7 @@ impl Lane {
             let word = attached.words.memory().shape().abort_word(slot as u32);
             attached.words.store(word, id.0, Ordering::Release);
             attached.words.add(ABORTS_POSTED, 1, Ordering::Release);
-            self.unrung = true;
+            self.unrung |= 1 << held.worker;
         }
     }
 
@@ -317,7 +367,7 @@ impl Lane {
         if let Some(attached) = &self.attached {
             attached.words.store(RESET_BEFORE, before.0, Ordering::Release);
             attached.words.add(RESETS_POSTED, 1, Ordering::Release);
-            self.unrung = true;
+            self.unrung = u64::MAX >> (u64::BITS as usize - self.workers());
         }
     }
 
@@ -338,14 +388,14 @@ impl Lane {
 
     /// The reactor is about to sleep: asks the process to ring, and looks once more. `false`: there is work.
     pub fn may_sleep(&mut self) -> bool {
-        if self.target.lane(self.index).has_changed() || !self.ended.is_empty() || self.unrung {
+        if self.target.lane(self.index).has_changed() || !self.ended.is_empty() || self.unrung != 0 {
             return false;
         }
         match &self.attached {
             Some(attached) => {
                 announce(&attached.words, TARGET_SLEEPS);
                 self.announced = true;
-                attached.ends.completions.is_empty(&attached.words)
+                attached.ends.iter().all(|ends| ends.completions.is_empty(&attached.words))
             }
             None => true,
         }

@@ -74,9 +74,15 @@ impl Memory {
     }
 
     /// The words of `lane`.
-    pub(crate) fn lane(self: &Arc<Self>, lane: u32) -> LaneWords {
+    pub(crate) fn lane(self: &Arc<Self>, lane: u32) -> SharedWords {
         let (offset, words) = self.shape.words(lane);
-        LaneWords { memory: Arc::clone(self), offset, words }
+        SharedWords { memory: Arc::clone(self), offset, words }
+    }
+
+    /// The heads of the workers.
+    pub(crate) fn heads(self: &Arc<Self>) -> SharedWords {
+        let (offset, words) = self.shape.heads();
+        SharedWords { memory: Arc::clone(self), offset, words }
     }
 
     /// Address of `len` bytes of a slot's payload.
@@ -132,19 +138,19 @@ impl Drop for Memory {
     }
 }
 
-/// The words of one lane.
+/// The words of one lane, or the heads of the workers.
 #[derive(Clone, Debug)]
-pub(crate) struct LaneWords {
+pub(crate) struct SharedWords {
     memory: Arc<Memory>,
     offset: usize,
     words: usize,
 }
 
-impl LaneWords {
+impl SharedWords {
     #[inline]
     fn word(&self, word: usize) -> &AtomicU64 {
-        assert!(word < self.words, "word {word} of a lane of {}", self.words);
-        // SAFETY: the word lies inside the mapping, aligned (lanes begin on pages), and lives as long as `memory`. It is
+        assert!(word < self.words, "word {word} of {}", self.words);
+        // SAFETY: the word lies inside the mapping, aligned (heads and lanes begin on pages), and lives as long as `memory`. It is
         // only ever accessed atomically in this process.
         unsafe { AtomicU64::from_ptr(self.memory.base.as_ptr().add(self.offset + word * 8).cast()) }
     }
@@ -154,7 +160,7 @@ impl LaneWords {
     }
 }
 
-impl Words for LaneWords {
+impl Words for SharedWords {
     #[inline]
     fn load(&self, word: usize, order: Ordering) -> u64 {
         self.word(word).load(order)
@@ -179,7 +185,7 @@ mod tests {
 
     #[test]
     fn both_sides_see_the_same_and_nobody_can_shrink_it() {
-        let shape = Shape::new(2, 4, 8192).unwrap();
+        let shape = Shape::new(2, 1, 4, 8192).unwrap();
         let (a, file) = Memory::create(shape).unwrap();
         let (a, b) = (Arc::new(a), Arc::new(Memory::open(&file, shape).unwrap()));
         a.lane(1).store(7, 42, Ordering::Release);
@@ -195,9 +201,9 @@ mod tests {
 
     #[test]
     fn memory_of_another_length_or_unsealed_is_not_mapped() {
-        let shape = Shape::new(1, 4, 4096).unwrap();
+        let shape = Shape::new(1, 1, 4, 4096).unwrap();
         let (_, file) = Memory::create(shape).unwrap();
-        assert!(Memory::open(&file, Shape::new(1, 8, 4096).unwrap()).is_err());
+        assert!(Memory::open(&file, Shape::new(1, 1, 8, 4096).unwrap()).is_err());
         let bare = memfd_create("bare", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&bare, shape.bytes() as u64).unwrap();
         assert!(Memory::open(&bare, shape).is_err());
@@ -206,13 +212,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "in a slot of")]
     fn nothing_is_copied_past_a_slot() {
-        let (memory, _file) = Memory::create(Shape::new(1, 1, 4096).unwrap()).unwrap();
+        let (memory, _file) = Memory::create(Shape::new(1, 1, 1, 4096).unwrap()).unwrap();
         memory.copy_in(0, 0, [&[0u8; 4097][..]].into_iter());
     }
 
     #[test]
     fn a_lent_buffer_keeps_the_memory() {
-        let (memory, _file) = Memory::create(Shape::new(1, 2, 4096).unwrap()).unwrap();
+        let (memory, _file) = Memory::create(Shape::new(1, 1, 2, 4096).unwrap()).unwrap();
         let memory = Arc::new(memory);
         let mut buffer = memory.lend(0, 1, 512);
         let weak = Arc::downgrade(&memory);

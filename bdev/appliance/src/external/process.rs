@@ -2,7 +2,8 @@
 //!
 //! [`serve`] connects, makes the handler once it knows the device, and serves until it is told to stop. When the
 //! connection ends, because the target was restarted, or has cut the process off, it lets the handler finish with what it
-//! holds and connects again; the handler stays. One thread a worker, and the caller's for the connection.
+//! holds and connects again; the handler stays. One thread a worker, and the caller's for the connection. How many
+//! workers there are, on which cores, and how long they spin, the target says: they are parameters of the device.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,20 +25,13 @@ use serde_json::Value;
 
 use super::memory::Memory;
 use super::wire::{self, Message, Received, Refusal, VERSION, Welcome};
-use super::worker::{NewLane, Shell};
+use super::worker::{NewLane, Post, Shell};
 use crate::handler::{Capabilities, Handler, Making};
 use crate::types::{Geometry, OpKind};
 
-/// How a handler is served.
+/// How a handler is served. The threads are not here: the target says how many workers the device has.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Worker threads, at least one. Worker `w` serves the lanes of reactors `w`, `w + workers` and so on; more workers
-    /// than the target has reactors have nothing to do.
-    pub workers: usize,
-    /// Cores for the workers, in turn; empty: wherever the host runs them.
-    pub cores: Vec<usize>,
-    /// How long a worker looks for more work before it sleeps.
-    pub spin: Duration,
     /// Ends with the first device: when it is deleted, or its target ends. Otherwise [`serve`] waits for the next target.
     pub until_gone: bool,
     /// The handler's own options: an object.
@@ -46,8 +40,7 @@ pub struct ServeOptions {
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        let options = Value::Object(serde_json::Map::new());
-        ServeOptions { workers: 1, cores: Vec::new(), spin: Duration::from_micros(50), until_gone: false, options }
+        ServeOptions { until_gone: false, options: Value::Object(serde_json::Map::new()) }
     }
 }
 
@@ -98,12 +91,28 @@ pub fn serve(path: &Path, make: &mut MakeHandler<'_>, options: &ServeOptions, st
     result
 }
 
+/// What a device asks of the threads of its process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Terms {
+    workers: u32,
+    cores: Vec<u32>,
+    spin: Duration,
+}
+
+impl Terms {
+    fn of(welcome: &Welcome) -> Terms {
+        let spin = Duration::from_nanos(welcome.spin_ns);
+        Terms { workers: welcome.shape.workers(), cores: welcome.cores.clone(), spin }
+    }
+}
+
 /// The handler and its threads.
 struct Team {
     handler: Arc<dyn Handler>,
     bdev: Arc<str>,
     block_size: u32,
     num_blocks: u64,
+    terms: Terms,
     workers: Vec<(ReactorHandle, JoinHandle<()>)>,
 }
 
@@ -116,7 +125,7 @@ struct Server<'a> {
 
 /// What a target that was asked for a session said.
 enum Greeting {
-    Session(OwnedFd, Welcome, Vec<NewLane>),
+    Session(OwnedFd, Welcome, Vec<Post>),
     Again(String),
 }
 
@@ -130,9 +139,9 @@ impl Server<'_> {
         while !self.stop.is_set() {
             let again = match self.connect()? {
                 Ok(socket) => match self.greet(socket)? {
-                    Greeting::Session(socket, welcome, lanes) => {
+                    Greeting::Session(socket, welcome, posts) => {
                         said.clear();
-                        let gone = self.session(&socket, &welcome, lanes, make)?;
+                        let gone = self.session(&socket, &welcome, posts, make)?;
                         drop(socket);
                         self.drain();
                         if gone && self.options.until_gone {
@@ -219,21 +228,35 @@ impl Server<'_> {
             }
             Some((message, _)) => return Err(other(format!("the target answered {message:?} instead of a welcome"))),
         };
+        let shape = welcome.shape;
+        let (Some(lane_bells), Some(bells)) = (
+            self.bells(&socket, &Message::Lanes { count: shape.lanes() }, shape.lanes())?,
+            self.bells(&socket, &Message::Workers { count: shape.workers() }, shape.workers())?,
+        ) else {
+            return again("it closed the connection");
+        };
         let bdev: Arc<str> = Arc::from(welcome.bdev.as_str());
-        let mut lanes = Vec::new();
-        while lanes.len() < welcome.shape.lanes() as usize {
-            let Some((message, fds)) = self.next(&socket)? else { return again("it closed the connection") };
-            let (Message::Lane { index }, Ok([target_bell, bell])) = (&message, <[OwnedFd; 2]>::try_from(fds)) else {
-                return Err(other(format!("the target sent {message:?} instead of a lane")));
-            };
-            if *index as usize != lanes.len() {
-                return Err(other(format!("the target sent lane {index} in the place of {}", lanes.len())));
-            }
-            let words = memory.lane(*index);
-            let (block_size, bdev) = (welcome.block_size, Arc::clone(&bdev));
-            lanes.push(NewLane { index: *index, words, bell, target_bell, block_size, bdev });
+        let lane = |(bell, index)| {
+            let (words, bell) = (memory.lane(index), Arc::new(bell));
+            NewLane { index, words, bell, block_size: welcome.block_size, bdev: Arc::clone(&bdev) }
+        };
+        let lanes: Vec<_> = lane_bells.into_iter().zip(0..).map(lane).collect();
+        let post = |(bell, worker)| Post { worker, lanes: lanes.clone(), heads: memory.heads(), bell };
+        let posts = bells.into_iter().zip(0..).map(post).collect();
+        Ok(Greeting::Session(socket, welcome, posts))
+    }
+
+    /// The descriptors that come with `expected`; `None` when the connection ends instead.
+    fn bells(&self, socket: &OwnedFd, expected: &Message, count: u32) -> io::Result<Option<Vec<OwnedFd>>> {
+        let Some((message, fds)) = self.next(socket)? else { return Ok(None) };
+        if message != *expected || fds.len() != count as usize {
+            let hint = "is the limit of open files (ulimit -n) of this process high enough?";
+            let got = fds.len();
+            return Err(other(format!(
+                "instead of {count} descriptors with {expected:?} {got} came with {message:?}; {hint}"
+            )));
         }
-        Ok(Greeting::Session(socket, welcome, lanes))
+        Ok(Some(fds))
     }
 
     /// Serves one session until its end. Whether the device is gone with it.
@@ -241,7 +264,7 @@ impl Server<'_> {
         &mut self,
         socket: &OwnedFd,
         welcome: &Welcome,
-        lanes: Vec<NewLane>,
+        posts: Vec<Post>,
         make: &mut MakeHandler<'_>,
     ) -> io::Result<bool> {
         if let Err(error) = self.prepare(welcome, make) {
@@ -249,17 +272,12 @@ impl Server<'_> {
             return Err(error);
         }
         let team = self.team.as_mut().expect("it was just prepared");
-        let mut shares: Vec<Vec<NewLane>> = team.workers.iter().map(|_| Vec::new()).collect();
-        for (lane, new) in lanes.into_iter().enumerate() {
-            let share = lane % shares.len();
-            shares[share].push(new);
-        }
-        for ((worker, _), share) in team.workers.iter().zip(shares) {
+        for ((worker, _), post) in team.workers.iter().zip(posts) {
             // One whose handler hangs takes its lanes on when it goes on: the target waits for it, by deadline.
             let attach = move |cx: &mut Context| {
                 let shell = Shell::of(cx);
-                if let Err(error) = shell.borrow_mut().attach(cx, share) {
-                    tracing::error!("a lane cannot be served: {error}; its requests will time out");
+                if let Err(error) = shell.borrow_mut().attach(cx, post) {
+                    tracing::error!("a worker cannot be woken: {error}; its requests will time out");
                 }
             };
             let mut message: reactor::mailbox::Message = Box::new(attach);
@@ -317,15 +335,22 @@ impl Server<'_> {
                     welcome.bdev, welcome.block_size, team.bdev, team.block_size
                 )));
             }
+            let terms = Terms::of(welcome);
+            if team.terms != terms {
+                let (had, has) = (&team.terms, &terms);
+                return Err(other(format!(
+                    "the device now wants {has:?} of its process, which has {had:?}: restart it"
+                )));
+            }
             check(&team.handler.capabilities(&geometry(welcome)), welcome)?;
             return team.resize(welcome.num_blocks);
         }
         let geometry = geometry(welcome);
-        let workers = self.options.workers.max(1);
+        let workers = welcome.shape.workers() as usize;
         let making = Making { bdev: &welcome.bdev, geometry, options: &self.options.options, workers };
         let handler = make(&making)?;
         check(&handler.capabilities(&geometry), welcome)?;
-        self.team = Some(Team::start(handler, welcome, self.options)?);
+        self.team = Some(Team::start(handler, welcome)?);
         Ok(())
     }
 
@@ -431,14 +456,16 @@ fn check(capabilities: &Capabilities, welcome: &Welcome) -> io::Result<()> {
 }
 
 impl Team {
-    fn start(handler: Arc<dyn Handler>, welcome: &Welcome, options: &ServeOptions) -> io::Result<Team> {
+    fn start(handler: Arc<dyn Handler>, welcome: &Welcome) -> io::Result<Team> {
         let platform: Arc<dyn Platform> = Arc::new(OsPlatform::new(EngineChoice::Auto));
-        let count = options.workers.max(1);
+        let terms = Terms::of(welcome);
+        let count = terms.workers as usize;
         let mut team = Team {
             handler,
             bdev: Arc::from(welcome.bdev.as_str()),
             block_size: welcome.block_size,
             num_blocks: welcome.num_blocks,
+            terms,
             workers: Vec::new(),
         };
         for index in 0..count {
@@ -446,8 +473,8 @@ impl Team {
             let handler = Arc::clone(&team.handler);
             let lone = LoneReactor {
                 name: format!("worker_{index}"),
-                core: (!options.cores.is_empty()).then(|| options.cores[index % options.cores.len()]),
-                policy: PollPolicy::Adaptive { spin: options.spin },
+                core: team.terms.cores.get(index % team.terms.cores.len().max(1)).map(|&core| core as usize),
+                policy: PollPolicy::Adaptive { spin: team.terms.spin },
                 begin: Box::new(move |cx: io::Result<&mut Context>| {
                     let made = cx.and_then(|cx| {
                         Shell::install(cx, handler, index, count)?;

@@ -280,6 +280,43 @@ mod loom_tests {
         });
     }
 
+    /// Two rings with a producer each and one sleeper for both: a worker with a ring from each reactor, or a reactor with a
+    /// ring from each worker. Only one of the two may ring, and the sleeper then finds what both have published.
+    #[test]
+    fn nobody_sleeps_through_either_of_two_rings() {
+        explore(|| {
+            let (memory, bell) = (Arc::new(Heap::new(BACK + 3)), Arc::new(Bell::default()));
+            let producers = [RING, BACK].map(|base| {
+                let (memory, bell) = (Arc::clone(&memory), Arc::clone(&bell));
+                thread::spawn(move || {
+                    Producer::<2>::new(base, 1).push(&*memory, [base as u64, 7]);
+                    if must_ring(&*memory, FLAG) {
+                        bell.ring();
+                    }
+                })
+            });
+            let mut rings = [RING, BACK].map(|base| (base, Consumer::<2>::new(base, 1)));
+            let mut seen = 0;
+            while seen < 2 {
+                for (base, ring) in &mut rings {
+                    if let Some(words) = ring.pop(&*memory) {
+                        assert_eq!(words, [*base as u64, 7]);
+                        seen += 1;
+                    }
+                }
+                if seen == 2 {
+                    break;
+                }
+                announce(&*memory, FLAG);
+                if rings.iter().all(|(_, ring)| ring.is_empty(&*memory)) {
+                    bell.sleep();
+                }
+                retract(&*memory, FLAG);
+            }
+            producers.into_iter().for_each(|producer| producer.join().unwrap());
+        });
+    }
+
     /// Requests one way and answers the other; the answer is what allows the next request into the same entry.
     #[test]
     fn an_entry_is_written_again_only_after_it_was_answered() {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::net::{AddressFamily, SendFlags, Shutdown, SocketFlags, SocketType, socketpair};
 
@@ -12,7 +12,8 @@ use super::ring::{Consumer, Producer};
 use super::wire::{self, Message, Welcome};
 use crate::layout::{COMPLETION_WORDS, SUBMISSION_WORDS, Shape};
 
-/// The target's ends of a lane's rings. Their positions go on when the reactor closes and opens its channel.
+/// The target's ends of the rings between a lane and a worker. Their positions go on when the reactor closes and opens its
+/// channel.
 #[derive(Debug)]
 pub(super) struct Ends {
     pub(super) submissions: Producer<{ SUBMISSION_WORDS - 1 }>,
@@ -20,34 +21,26 @@ pub(super) struct Ends {
 }
 
 impl Ends {
-    fn new(shape: &Shape) -> Ends {
+    fn new(shape: &Shape, worker: u32) -> Ends {
         Ends {
-            submissions: Producer::new(shape.submissions(), shape.depth()),
-            completions: Consumer::new(shape.completions(), shape.depth()),
+            submissions: Producer::new(shape.submissions(worker), shape.depth()),
+            completions: Consumer::new(shape.completions(worker), shape.depth()),
         }
     }
 }
 
+/// The target's end of a worker's doorbell.
 #[derive(Debug)]
-pub(super) struct SessionLane {
-    /// The target's end of the process's doorbell.
-    bell: OwnedFd,
-    /// `None` while the reactor's channel has them.
-    pub(super) ends: Mutex<Option<Ends>>,
-}
+struct Bell(OwnedFd);
 
-impl SessionLane {
-    /// Wakes the process. One whose doorbell is full of rings will wake anyway.
-    pub(super) fn ring(&self) {
-        let _ = rustix::net::send(&self.bell, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-    }
-}
-
-/// A process, its memory and its lanes.
+/// A process, its memory, its lanes and its workers.
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) memory: Arc<Memory>,
-    pub(super) lanes: Vec<SessionLane>,
+    /// By lane, and in it by worker; `None` while the reactor's channel has them.
+    lanes: Vec<Mutex<Option<Vec<Ends>>>>,
+    /// By worker.
+    bells: Vec<Bell>,
     socket: OwnedFd,
     ended: AtomicBool,
 }
@@ -61,15 +54,27 @@ impl Session {
         let shape = welcome.shape;
         let (memory, file) = Memory::create(shape)?;
         wire::send(&socket, &Message::Welcome(welcome), &[file.as_fd()])?;
-        let mut lanes = Vec::new();
-        for (index, target_bell) in target_bells.iter().enumerate() {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let (bell, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            let message = Message::Lane { index: index as u32 };
-            wire::send(&socket, &message, &[target_bell.as_fd(), theirs.as_fd()])?;
-            lanes.push(SessionLane { bell, ends: Mutex::new(Some(Ends::new(&shape))) });
-        }
-        Ok(Session { memory: Arc::new(memory), lanes, socket, ended: AtomicBool::new(false) })
+        let fds: Vec<_> = target_bells.iter().map(AsFd::as_fd).collect();
+        wire::send(&socket, &Message::Lanes { count: shape.lanes() }, &fds)?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let pair = |_| socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+        let (bells, theirs): (Vec<_>, Vec<_>) =
+            (0..shape.workers()).map(pair).collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        let fds: Vec<_> = theirs.iter().map(AsFd::as_fd).collect();
+        wire::send(&socket, &Message::Workers { count: shape.workers() }, &fds)?;
+        let ends = |_| Mutex::new(Some((0..shape.workers()).map(|worker| Ends::new(&shape, worker)).collect()));
+        Ok(Session {
+            memory: Arc::new(memory),
+            lanes: (0..shape.lanes()).map(ends).collect(),
+            bells: bells.into_iter().map(Bell).collect(),
+            socket,
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    /// Wakes a worker of the process. One whose doorbell is full of rings will wake anyway.
+    pub(super) fn ring(&self, worker: usize) {
+        let _ = rustix::net::send(&self.bells[worker].0, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 
     /// Where messages go.
@@ -84,13 +89,17 @@ impl Session {
         }
     }
 
-    /// Takes the ends of a lane; `None` when a channel has them already.
-    pub(super) fn take_ends(&self, lane: u32) -> Option<Ends> {
-        self.lanes[lane as usize].ends.lock().unwrap_or_else(PoisonError::into_inner).take()
+    fn lane(&self, lane: u32) -> MutexGuard<'_, Option<Vec<Ends>>> {
+        self.lanes[lane as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the ends of a lane, by worker; `None` when a channel has them already.
+    pub(super) fn take_ends(&self, lane: u32) -> Option<Vec<Ends>> {
+        self.lane(lane).take()
     }
 
     /// Gives them back.
-    pub(super) fn put_ends(&self, lane: u32, ends: Ends) {
-        *self.lanes[lane as usize].ends.lock().unwrap_or_else(PoisonError::into_inner) = Some(ends);
+    pub(super) fn put_ends(&self, lane: u32, ends: Vec<Ends>) {
+        *self.lane(lane) = Some(ends);
     }
 }

@@ -33,6 +33,8 @@ use super::session::Session;
 use super::wire::{self, Message, Received, Refusal, VERSION, Welcome};
 use crate::home::Limiter;
 use crate::layout::Shape;
+use crate::placement::{Placement, Placer};
+use crate::request::Body;
 use crate::types::{OpKind, OpSet};
 
 /// What becomes of I/O while no process is there.
@@ -71,8 +73,14 @@ pub struct TargetOptions {
     pub block_size: u32,
     /// Blocks.
     pub num_blocks: u64,
-    /// Measures of the shared memory: a lane for each reactor.
+    /// Measures of the shared memory: a lane for each reactor, and the process's workers.
     pub shape: Shape,
+    /// Which worker gets a request.
+    pub placement: Placement,
+    /// How long a worker of the process looks for more work before it sleeps.
+    pub spin: Duration,
+    /// The cores for the process's workers, in turn; empty: wherever the host runs them.
+    pub cores: Vec<u32>,
     /// While no process is there.
     pub policy: OnDisconnect,
     /// What the host was told that the device does by itself.
@@ -150,6 +158,9 @@ struct Counters {
     refused: AtomicU64,
     lies: AtomicU64,
     replayed: AtomicU64,
+    stamps_refused: AtomicU64,
+    /// By worker.
+    requests: Vec<AtomicU64>,
 }
 
 /// What all threads share.
@@ -194,6 +205,39 @@ impl Inner {
         self.counters.lies.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    pub(super) fn origin_ns(&self) -> u64 {
+        self.clock.origin_ns()
+    }
+
+    /// The rule of placement for one lane.
+    pub(super) fn placer(&self, lane: u32) -> Placer {
+        let options = &self.options;
+        Placer::new(options.placement, options.shape.workers() as usize, options.num_blocks, lane)
+    }
+
+    #[inline]
+    pub(super) fn count_requests(&self, worker: usize, count: u64) {
+        self.counters.requests[worker].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The process says that it had a request when it cannot have had it.
+    #[cold]
+    pub(super) fn refuse_stamps(&self, now: Instant, body: &Body) {
+        self.counters.stamps_refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(unsaid) = self.log.admit(now) {
+            tracing::error!(
+                bdev = self.bdev(),
+                unsaid,
+                "the external process says that it had {body:?} before it was submitted or after it was answered: it has \
+                 a bug, or its clock is not this machine's; the whole time counts as spent in the handler"
+            );
+        }
+    }
+
     pub(super) fn count_replayed(&self) {
         self.counters.replayed.fetch_add(1, Ordering::Relaxed);
     }
@@ -223,6 +267,8 @@ impl Inner {
             ops: ops.map(|kind| 1 << kind as u32).sum(),
             unmap_zeroes: self.options.unmap_zeroes,
             volatile_cache: self.options.volatile_cache,
+            spin_ns: u64::try_from(self.options.spin.as_nanos()).unwrap_or(u64::MAX),
+            cores: self.options.cores.clone(),
             bdev: self.options.bdev.clone(),
         }
     }
@@ -268,7 +314,10 @@ impl Target {
             file,
             stopping: AtomicBool::new(false),
             clock,
-            counters: Counters::default(),
+            counters: Counters {
+                requests: (0..options.shape.workers()).map(|_| AtomicU64::new(0)).collect(),
+                ..Counters::default()
+            },
             log: Limiter::default(),
             options,
         });
@@ -345,6 +394,8 @@ impl Target {
             "refused": get(&counters.refused),
             "faults": get(&counters.lies),
             "replayed": get(&counters.replayed),
+            "stamps_refused": get(&counters.stamps_refused),
+            "workers": counters.requests.iter().map(|count| json!({ "requests": get(count) })).collect::<Vec<_>>(),
         })
     }
 

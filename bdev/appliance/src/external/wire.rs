@@ -7,8 +7,9 @@
 //! process                          target
 //! Hello {version}           ->
 //!                           <-     Refused {why, text}                                    and the connection ends
-//!                           <-     Welcome {version, measures, geometry, needs} + memfd
-//!                           <-     Lane {index} + eventfd + socket                        one for each lane
+//!                           <-     Welcome {version, measures, geometry, needs, workers} + memfd
+//!                           <-     Lanes {count} + eventfds                               one for each lane
+//!                           <-     Workers {count} + sockets                              one for each worker
 //! Ready | Unable {text}     ->                                                            requests flow after Ready
 //!                           <-     Resize {ticket, num_blocks}
 //! Resized {ticket, text}    ->                                                            no text: done
@@ -16,7 +17,7 @@
 //! ```
 //!
 //! The process rings the target through the lane's eventfd: the target watches its edges and never reads it. The target
-//! rings the process through the lane's socket rather than an eventfd: the flag that makes a write non-blocking belongs to
+//! rings a worker of the process through the worker's socket rather than an eventfd: the flag that makes a write non-blocking belongs to
 //! the open file, which for an eventfd both sides share; a process could clear it, fill the counter, and so block the
 //! target's reactor. The ends of a socket pair are files of their own.
 
@@ -29,10 +30,10 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use crate::layout::Shape;
+use crate::layout::{MAX_LANES, MAX_WORKERS, Shape};
 
 /// Raised when target and process of different versions would not understand each other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: u64 = u64::from_be_bytes(*b"RSAPPLNC");
 /// Bytes of a message at most.
@@ -40,7 +41,8 @@ const MAX_MESSAGE: usize = 4096;
 /// Bytes of a text at most; what is longer is cut.
 pub(crate) const MAX_TEXT: usize = 1024;
 /// Descriptors that come with a message at most.
-const MAX_FDS: usize = 2;
+const MAX_FDS: usize = 64;
+const _: () = assert!(MAX_LANES as usize <= MAX_FDS && MAX_WORKERS as usize <= MAX_FDS);
 
 /// Why a process is turned away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,10 @@ pub(crate) struct Welcome {
     pub(crate) unmap_zeroes: bool,
     /// Whether the host was told that writes may be lost before the next flush.
     pub(crate) volatile_cache: bool,
+    /// How long a worker looks for more work before it sleeps.
+    pub(crate) spin_ns: u64,
+    /// The cores for the workers, in turn; empty: wherever the host runs them.
+    pub(crate) cores: Vec<u32>,
     pub(crate) bdev: String,
 }
 
@@ -75,7 +81,8 @@ pub(crate) enum Message {
     Hello { version: u32 },
     Refused { why: Refusal, text: String },
     Welcome(Welcome),
-    Lane { index: u32 },
+    Lanes { count: u32 },
+    Workers { count: u32 },
     Ready,
     Unable { text: String },
     Resize { ticket: u64, num_blocks: u64 },
@@ -131,18 +138,26 @@ impl Message {
         let mut bytes = match self {
             Message::Hello { version } => start(1).u64(MAGIC).u32(*version).u32(0),
             Message::Refused { why, text } => start(2).u32(*why as u32).u32(0).text(text),
-            Message::Welcome(w) => start(3)
-                .u32(VERSION)
-                .u32(w.shape.lanes())
-                .u32(w.shape.depth())
-                .u32(w.shape.slot_bytes())
-                .u64(w.num_blocks)
-                .u32(w.block_size)
-                .u32(w.ops)
-                .u32(w.unmap_zeroes.into())
-                .u32(w.volatile_cache.into())
-                .text(&w.bdev),
-            Message::Lane { index } => start(4).u32(*index).u32(0),
+            Message::Welcome(w) => {
+                let fixed = start(3)
+                    .u32(VERSION)
+                    .u32(w.shape.lanes())
+                    .u32(w.shape.workers())
+                    .u32(w.shape.depth())
+                    .u32(w.shape.slot_bytes())
+                    .u64(w.num_blocks)
+                    .u32(w.block_size)
+                    .u32(w.ops)
+                    .u32(w.unmap_zeroes.into())
+                    .u32(w.volatile_cache.into())
+                    .u64(w.spin_ns);
+                // More than one for each worker would have no effect.
+                let cores = &w.cores[..w.cores.len().min(MAX_WORKERS as usize)];
+                let fixed = fixed.u32(cores.len() as u32);
+                cores.iter().fold(fixed, |bytes, &core| bytes.u32(core)).text(&w.bdev)
+            }
+            Message::Lanes { count } => start(4).u32(*count).u32(0),
+            Message::Workers { count } => start(10).u32(*count).u32(0),
             Message::Ready => start(5),
             Message::Unable { text } => start(6).text(text),
             Message::Resize { ticket, num_blocks } => start(7).u64(*ticket).u64(*num_blocks),
@@ -177,17 +192,33 @@ impl Message {
                 if r.u32()? != VERSION {
                     return None;
                 }
-                let (lanes, depth, slot_bytes) = (r.u32()?, r.u32()?, r.u32()?);
-                let shape = Shape::new(lanes, depth, slot_bytes).ok()?;
+                let (lanes, workers, depth, slot_bytes) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
+                let shape = Shape::new(lanes, workers, depth, slot_bytes).ok()?;
                 if (shape.depth(), shape.slot_bytes()) != (depth, slot_bytes) {
                     return None;
                 }
                 let (num_blocks, block_size, ops) = (r.u64()?, r.u32()?, r.u32()?);
                 let (unmap_zeroes, volatile_cache) = (r.u32()? != 0, r.u32()? != 0);
+                let (spin_ns, cores) = (r.u64()?, r.u32()?);
+                if cores > MAX_WORKERS {
+                    return None;
+                }
+                let cores = (0..cores).map(|_| r.u32()).collect::<Option<_>>()?;
                 let bdev = r.text();
-                Message::Welcome(Welcome { shape, block_size, num_blocks, ops, unmap_zeroes, volatile_cache, bdev })
+                Message::Welcome(Welcome {
+                    shape,
+                    block_size,
+                    num_blocks,
+                    ops,
+                    unmap_zeroes,
+                    volatile_cache,
+                    spin_ns,
+                    cores,
+                    bdev,
+                })
             }
-            4 => Message::Lane { index: r.u32()? },
+            4 => Message::Lanes { count: r.u32()? },
+            10 => Message::Workers { count: r.u32()? },
             5 => Message::Ready,
             6 => Message::Unable { text: r.text() },
             7 => Message::Resize { ticket: r.u64()?, num_blocks: r.u64()? },
@@ -273,15 +304,18 @@ mod tests {
             Message::Hello { version: 7 },
             Message::Refused { why: Refusal::Busy, text: "wait".into() },
             Message::Welcome(Welcome {
-                shape: Shape::new(3, 64, 8192).unwrap(),
+                shape: Shape::new(3, 2, 64, 8192).unwrap(),
                 block_size: 4096,
                 num_blocks: 1 << 40,
                 ops: 0x1f,
                 unmap_zeroes: true,
                 volatile_cache: false,
+                spin_ns: 1 << 40,
+                cores: vec![7, 0],
                 bdev: "vol".into(),
             }),
-            Message::Lane { index: 2 },
+            Message::Lanes { count: 2 },
+            Message::Workers { count: 64 },
             Message::Ready,
             Message::Unable { text: String::new() },
             Message::Resize { ticket: 1, num_blocks: 2 },
@@ -328,9 +362,9 @@ mod tests {
         let (a, b) = pair();
         let (c, _d) = pair();
         for wanted in [true, false] {
-            send(&a, &Message::Lane { index: 5 }, &[c.as_fd(), a.as_fd()]).unwrap();
+            send(&a, &Message::Lanes { count: 64 }, &[c.as_fd(); MAX_FDS]).unwrap();
             let Received::Message(message, fds) = receive(&b, wanted).unwrap() else { panic!("a message") };
-            assert_eq!((message, fds.len()), (Message::Lane { index: 5 }, if wanted { 2 } else { 0 }));
+            assert_eq!((message, fds.len()), (Message::Lanes { count: 64 }, if wanted { MAX_FDS } else { 0 }));
         }
         assert!(matches!(receive(&b, true).unwrap(), Received::Nothing));
         rustix::net::send(&a, &[0; MAX_MESSAGE + 1], SendFlags::empty()).unwrap();

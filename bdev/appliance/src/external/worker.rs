@@ -4,6 +4,8 @@
 //! home: a completion ring, which this thread empties into the shared one. So the shared ring has one producer, whatever
 //! thread a request is completed on.
 //!
+//! A worker has rings of its own on every lane, and one doorbell, which all of the target's reactors ring.
+//!
 //! When the connection ends, lanes *drain*: the handler is told to give up what it has, answers are thrown away, and only
 //! when every request has come home is the process ready for the next session. Otherwise a write of the last session could
 //! overtake one of the next.
@@ -20,17 +22,17 @@ use std::time::Duration;
 
 use reactor::park::{Ready, Source};
 use reactor::reactor::WatchId;
-use reactor::{Context, Instant, Poller, PollerId, Progress, ReactorId, Schedule};
+use reactor::{Clock, Context, Instant, Poller, PollerId, Progress, ReactorId, Schedule};
 use rustix::net::RecvFlags;
 
-use super::memory::LaneWords;
+use super::memory::SharedWords;
 use super::ring::{Consumer, Producer, Words, announce, must_ring, retract};
 use crate::abi;
 use crate::handler::{Batch, Handler, Worker, WorkerCx};
 use crate::home::RingHome;
 use crate::layout::{
-    ABORTS_POSTED, COMPLETION_WORDS, Completed, NO_TIMEOUT, PROCESS_SLEEPS, RESET_BEFORE, RESETS_POSTED,
-    SUBMISSION_WORDS, Submission, TARGET_SLEEPS,
+    ABORTS_POSTED, COMPLETION_WORDS, Completed, NO_TIMEOUT, RESET_BEFORE, RESETS_POSTED, SUBMISSION_WORDS, Submission,
+    TARGET_SLEEPS,
 };
 use crate::request::{Body, Fault, Home, NO_DEADLINE, Request, RequestId, lend_home, take_home};
 use crate::types::{IoStatus, Op};
@@ -39,70 +41,96 @@ use crate::types::{IoStatus, Op};
 const REBIRTH: Duration = Duration::from_secs(1);
 
 /// A lane as it comes from the target.
+#[derive(Clone)]
 pub(super) struct NewLane {
     pub(super) index: u32,
-    pub(super) words: LaneWords,
-    /// What wakes this thread.
-    pub(super) bell: OwnedFd,
+    pub(super) words: SharedWords,
     /// What wakes the target's reactor.
-    pub(super) target_bell: OwnedFd,
+    pub(super) bell: Arc<OwnedFd>,
     pub(super) block_size: u32,
     pub(super) bdev: Arc<str>,
 }
 
-/// A lane that is served, or that drains.
+/// What a worker has in a session: its rings on all lanes, and what wakes it.
+pub(super) struct Post {
+    pub(super) worker: u32,
+    pub(super) lanes: Vec<NewLane>,
+    pub(super) heads: SharedWords,
+    pub(super) bell: OwnedFd,
+}
+
+/// What says that the worker sleeps, and what wakes it.
+struct Ear {
+    heads: SharedWords,
+    flag: usize,
+    bell: OwnedFd,
+    watch: WatchId,
+    rung: bool,
+    announced: bool,
+}
+
+impl Ear {
+    fn drain(&mut self) {
+        if std::mem::take(&mut self.rung) {
+            let mut bytes = [0u8; 256];
+            while matches!(rustix::net::recv(&self.bell, &mut bytes, RecvFlags::DONTWAIT), Ok((256, _))) {}
+        }
+    }
+
+    fn announce(&mut self) {
+        announce(&self.heads, self.flag);
+        self.announced = true;
+    }
+
+    fn awake(&mut self) {
+        if std::mem::take(&mut self.announced) {
+            retract(&self.heads, self.flag);
+        }
+    }
+}
+
+/// A worker's part of a lane that is served, or that drains.
 struct Lane {
     new: NewLane,
     submissions: Consumer<{ SUBMISSION_WORDS - 1 }>,
     completions: Producer<{ COMPLETION_WORDS - 1 }>,
     home: Arc<RingHome>,
     ended: reactor::ring::Consumer<Box<Body>>,
-    /// Bodies that are not out, by slot.
+    /// Bodies that are not out, by slot; made when a slot is first used.
     bodies: Vec<Option<Box<Body>>>,
     /// Ids of the requests that are out, by slot; 0: none.
     out: Vec<u64>,
     count: usize,
     home_lane: u32,
-    watch: Option<WatchId>,
-    rung: bool,
-    announced: bool,
+    clock: Arc<dyn Clock>,
     draining: bool,
     aborts_seen: u64,
     resets_seen: u64,
 }
 
 impl Lane {
-    fn new(new: NewLane, handler: &str, cx: &mut Context, poller: PollerId, key: u64) -> io::Result<Lane> {
+    fn new(new: NewLane, worker: u32, handler: &str, cx: &mut Context) -> Lane {
         let shape = *new.words.memory().shape();
         let depth = shape.depth();
         let clock = cx.platform().clock();
-        let (home, ended) = RingHome::new(depth as usize, cx.waker(), clock, Arc::clone(&new.bdev), Arc::from(handler));
+        let names = (Arc::clone(&new.bdev), Arc::from(handler));
+        let (home, ended) = RingHome::new(depth as usize, cx.waker(), Arc::clone(&clock), names.0, names.1);
         let dynamic: Arc<dyn Home> = Arc::clone(&home) as _;
-        let watch = cx.watch(poller, Source::Fd(new.bell.as_raw_fd()), key)?;
-        let home_lane = lend_home(&dynamic);
-        let body = |slot| {
-            let mut body = Body::blank(slot, ReactorId(new.index), Arc::clone(&dynamic));
-            body.lane = home_lane;
-            body.block_size = new.block_size;
-            Some(body)
-        };
-        Ok(Lane {
-            submissions: Consumer::new(shape.submissions(), depth),
-            completions: Producer::new(shape.completions(), depth),
-            bodies: (0..depth).map(body).collect(),
+        Lane {
+            submissions: Consumer::new(shape.submissions(worker), depth),
+            completions: Producer::new(shape.completions(worker), depth),
+            bodies: (0..depth).map(|_| None).collect(),
             out: vec![0; depth as usize],
             count: 0,
             home,
             ended,
-            home_lane,
-            watch: Some(watch),
-            rung: true,
-            announced: false,
+            home_lane: lend_home(&dynamic),
+            clock,
             draining: false,
             aborts_seen: 0,
             resets_seen: 0,
             new,
-        })
+        }
     }
 
     /// Takes what the target has submitted.
@@ -126,14 +154,24 @@ impl Lane {
         if submission.bytes > memory.shape().slot_bytes() {
             return None;
         }
-        let mut body = self.bodies.get_mut(usize::from(submission.slot))?.take()?;
+        let slot = usize::from(submission.slot);
+        if *self.out.get(slot)? != 0 {
+            return None;
+        }
+        let mut body = self.bodies[slot].take().unwrap_or_else(|| self.blank(submission.slot));
         body.id = RequestId(submission.id);
         body.op = op;
         body.lba = submission.lba;
         body.blocks = submission.blocks;
         body.payload_bytes = submission.bytes;
         body.status = IoStatus::Success;
-        (body.sampled, body.picked) = (submission.measured, now);
+        body.sampled = submission.measured;
+        if body.sampled {
+            // By the clock: this round may have begun before the request was submitted.
+            body.picked = self.clock.now();
+            let picked_word = memory.shape().picked_word(submission.slot.into());
+            self.new.words.store(picked_word, self.clock.origin_ns() + body.picked.0, Ordering::Relaxed);
+        }
         body.deadline = match submission.timeout_ns {
             NO_TIMEOUT => NO_DEADLINE,
             timeout_ns => Instant(now.0.saturating_add(timeout_ns).min(NO_DEADLINE.0 - 1)),
@@ -141,9 +179,18 @@ impl Lane {
         if submission.bytes > 0 {
             body.bufs.push(memory.lend(self.new.index, submission.slot.into(), submission.bytes as usize));
         }
-        self.out[usize::from(submission.slot)] = submission.id;
+        self.out[slot] = submission.id;
         self.count += 1;
         Some(Request::from_body(body))
+    }
+
+    #[cold]
+    fn blank(&self, slot: u16) -> Box<Body> {
+        let home: Arc<dyn Home> = Arc::clone(&self.home) as _;
+        let mut body = Body::blank(slot.into(), ReactorId(self.new.index), home);
+        body.lane = self.home_lane;
+        body.block_size = self.new.block_size;
+        body
     }
 
     /// Answers what has come home.
@@ -162,7 +209,7 @@ impl Lane {
         }
         if busy && !self.draining && must_ring(&self.new.words, TARGET_SLEEPS) {
             // One that cannot be written has been filled with rings already.
-            let _ = rustix::io::write(&self.new.target_bell, &1u64.to_ne_bytes());
+            let _ = rustix::io::write(&*self.new.bell, &1u64.to_ne_bytes());
         }
         busy
     }
@@ -186,7 +233,7 @@ impl Lane {
             slot: body.slot as u16,
             status: abi::encode_status(body.status),
             bytes: body.payload_bytes,
-            handler_ns: if body.sampled { body.done.nanos_since(body.picked) } else { 0 },
+            done_ns: if body.sampled { self.clock.origin_ns() + body.done.0 } else { 0 },
         };
         self.completions.push(&self.new.words, completed.encode());
     }
@@ -201,29 +248,13 @@ impl Lane {
             .collect()
     }
 
-    fn drain_bell(&mut self) {
-        if std::mem::take(&mut self.rung) {
-            let mut bytes = [0u8; 256];
-            while matches!(rustix::net::recv(&self.new.bell, &mut bytes, RecvFlags::DONTWAIT), Ok((256, _))) {}
-        }
-    }
-
-    fn may_sleep(&mut self) -> bool {
-        if self.draining {
-            return self.ended.is_empty();
-        }
-        announce(&self.new.words, PROCESS_SLEEPS);
-        self.announced = true;
-        self.submissions.is_empty(&self.new.words)
-            && self.ended.is_empty()
-            && self.new.words.load(ABORTS_POSTED, Ordering::Acquire) == self.aborts_seen
-            && self.new.words.load(RESETS_POSTED, Ordering::Acquire) == self.resets_seen
-    }
-
-    fn awake(&mut self) {
-        if std::mem::take(&mut self.announced) {
-            retract(&self.new.words, PROCESS_SLEEPS);
-        }
+    /// Whether there is nothing to do for it. While the lane is served, asked after the worker has announced its sleep.
+    fn may_sleep(&self) -> bool {
+        self.ended.is_empty()
+            && (self.draining
+                || self.submissions.is_empty(&self.new.words)
+                    && self.new.words.load(ABORTS_POSTED, Ordering::Acquire) == self.aborts_seen
+                    && self.new.words.load(RESETS_POSTED, Ordering::Acquire) == self.resets_seen)
     }
 }
 
@@ -234,6 +265,7 @@ pub(super) struct Shell {
     poller: PollerId,
     worker: Option<Box<dyn Worker>>,
     reborn_at: Option<Instant>,
+    ear: Option<Ear>,
     lanes: Vec<Lane>,
     batch: Batch,
     /// Told when the last draining lane is empty.
@@ -253,6 +285,7 @@ impl Shell {
             poller,
             worker: Some(worker),
             reborn_at: None,
+            ear: None,
             lanes: Vec::new(),
             batch: Batch::with_capacity(crate::layout::MAX_DEPTH as usize),
             drained: None,
@@ -267,12 +300,13 @@ impl Shell {
         cx.get::<RefCell<Shell>>().expect("a worker's reactor has its shell")
     }
 
-    /// Serves these lanes from now on.
-    pub(super) fn attach(&mut self, cx: &mut Context, lanes: Vec<NewLane>) -> io::Result<()> {
-        for new in lanes {
-            let key = self.lanes.len() as u64;
-            let lane = Lane::new(new, self.handler.name(), cx, self.poller, key)?;
-            self.lanes.push(lane);
+    /// Takes its post in a session.
+    pub(super) fn attach(&mut self, cx: &mut Context, post: Post) -> io::Result<()> {
+        let flag = post.heads.memory().shape().worker_sleeps(post.worker);
+        let watch = cx.watch(self.poller, Source::Fd(post.bell.as_raw_fd()), 0)?;
+        self.ear = Some(Ear { heads: post.heads, flag, bell: post.bell, watch, rung: true, announced: false });
+        for new in post.lanes {
+            self.lanes.push(Lane::new(new, post.worker, self.handler.name(), cx));
         }
         Ok(())
     }
@@ -280,11 +314,11 @@ impl Shell {
     /// The session has ended: nothing is taken or answered any more. `drained` is told when the handler has let go of all
     /// requests.
     pub(super) fn detach(&mut self, cx: &mut Context, drained: Sender<()>) {
+        if let Some(ear) = self.ear.take() {
+            cx.unwatch(ear.watch);
+        }
         for lane in &mut self.lanes {
             lane.draining = true;
-            if let Some(watch) = lane.watch.take() {
-                cx.unwatch(watch);
-            }
         }
         self.batch.complete_all(IoStatus::Aborted);
         self.run(|worker, _| worker.reset());
@@ -350,13 +384,15 @@ impl Shell {
     fn poll(&mut self, now: Instant) -> bool {
         self.revive(now);
         let mut busy = false;
+        if let Some(ear) = &mut self.ear {
+            ear.awake();
+            ear.drain();
+        }
         for index in 0..self.lanes.len() {
             let lane = &mut self.lanes[index];
             if lane.draining {
                 continue;
             }
-            lane.awake();
-            lane.drain_bell();
             // Read before the submissions, so that a request is there when its abort is.
             let aborts = lane.new.words.load(ABORTS_POSTED, Ordering::Acquire);
             let resets = lane.new.words.load(RESETS_POSTED, Ordering::Acquire);
@@ -419,9 +455,9 @@ impl Poller for ShellPoller {
         Progress::from_busy(self.0.borrow_mut().poll(cx.now()))
     }
 
-    fn ready(&mut self, key: u64, _: Ready) {
-        if let Some(lane) = self.0.borrow_mut().lanes.get_mut(key as usize) {
-            lane.rung = true;
+    fn ready(&mut self, _: u64, _: Ready) {
+        if let Some(ear) = &mut self.0.borrow_mut().ear {
+            ear.rung = true;
         }
     }
 
@@ -433,11 +469,9 @@ impl Poller for ShellPoller {
 
     fn may_sleep(&mut self, _: &mut Context) -> bool {
         let shell = &mut *self.0.borrow_mut();
-        let mut may = true;
-        // All of them are asked, since that is what arms them.
-        for lane in &mut shell.lanes {
-            may &= lane.may_sleep();
+        if let Some(ear) = &mut shell.ear {
+            ear.announce();
         }
-        may && shell.run(|worker, _| worker.may_sleep()).unwrap_or(true)
+        shell.lanes.iter().all(Lane::may_sleep) && shell.run(|worker, _| worker.may_sleep()).unwrap_or(true)
     }
 }

@@ -33,7 +33,7 @@ use reactor::{Context, Instant, Poller, PollerId, Progress, Schedule};
 use serde_json::Value;
 
 use super::port::{Backend, Port, PortCx};
-use super::settings::Settings;
+use super::settings::{Placement, Settings};
 use crate::conformance::Spec;
 use crate::core::{BdevError, BdevSystem, OpKind, OpSet};
 
@@ -61,15 +61,26 @@ impl External {
     pub fn start(system: &BdevSystem, bdev: &str, settings: &Settings) -> Result<Arc<External>, BdevError> {
         let path = settings.handler.strip_prefix(PREFIX).unwrap_or(&settings.handler);
         let (capabilities, io_bytes) = promises(settings)?;
-        let lanes = system.reactors().len() as u32;
-        let shape = Shape::new(lanes, settings.queue_depth as u32, io_bytes)
+        if settings.workers == 0 {
+            let reason = "the handler is in another process, not on the reactors; give it at least one worker";
+            return Err(BdevError::invalid("workers", 0, reason));
+        }
+        let (lanes, workers) = (system.reactors().len() as u32, settings.workers as u32);
+        let shape = Shape::new(lanes, workers, settings.queue_depth as u32, io_bytes)
             .map_err(|bad| BdevError::invalid("queue_depth", settings.queue_depth, bad.to_string()))?;
+        let cores = settings.cores.iter().take(settings.workers).map(|&core| u32::try_from(core));
+        let cores: Vec<u32> = cores
+            .collect::<Result<_, _>>()
+            .map_err(|_| BdevError::invalid("cores", format!("{:?}", settings.cores), "no host has so many cores"))?;
         let options = TargetOptions {
             path: PathBuf::from(path),
             bdev: bdev.to_string(),
             block_size: settings.geometry.block_size,
             num_blocks: settings.geometry.num_blocks,
             shape,
+            placement: settings.placement,
+            spin: settings.spin,
+            cores,
             policy: settings.on_disconnect,
             ops: capabilities.ops,
             unmap_zeroes: capabilities.unmap_zeroes,
@@ -292,6 +303,7 @@ pub(super) async fn conformance_make(system: Arc<BdevSystem>, spec: Spec) -> Res
     let mut settings = Settings::new(&handler, spec.block_size, spec.num_blocks);
     settings.on_disconnect = OnDisconnect::Park;
     settings.latency_sample = 1;
+    (settings.workers, settings.placement) = (2, Placement::RoundRobin);
     settings.options = serde_json::json!({
         "ops": ["read", "write", "flush", "unmap", "write_zeroes"],
         "unmap_zeroes": true,
@@ -300,7 +312,7 @@ pub(super) async fn conformance_make(system: Arc<BdevSystem>, spec: Spec) -> Res
     let info = super::create(&system, &spec.name, None, settings).await?;
     let serve = move || {
         let stop = Stop::new()?;
-        let options = ServeOptions { workers: 2, until_gone: true, ..ServeOptions::default() };
+        let options = ServeOptions { until_gone: true, ..ServeOptions::default() };
         appliance::external::serve(&socket, &mut appliance::memory::Memory::make, &options, &stop)
     };
     std::thread::Builder::new()

@@ -34,8 +34,8 @@ pub const METHODS: &[Method<BdevSystem>] = &[
         Param::optional(
             "workers",
             Kind::U32,
-            "Threads of the handler; 0: it runs on the reactors themselves, which only handlers that never block can; 1 \
-             when left out",
+            "Threads of the handler, also in a process of its own; 0: it runs on the reactors themselves, which only handlers \
+             in the server that never block can; 1 when left out",
         )
         .at_most(Settings::MAX_WORKERS as i128),
         Param::optional("cores", Kind::Array(&Kind::U32), "Cores for the workers, in turn; any when left out"),

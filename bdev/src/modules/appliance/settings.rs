@@ -1,39 +1,12 @@
 //! What a device was asked for: the parameters of `bdev_appliance_create`, checked.
 
 pub use appliance::external::OnDisconnect;
+pub use appliance::placement::Placement;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::core::Geometry;
-
-/// Which worker gets a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Placement {
-    /// The device is cut into as many equal ranges as there are workers, once, when it is made; a request belongs to the
-    /// worker of its first block, and blocks behind the last range to the last worker. A flush goes to worker 0.
-    #[default]
-    LbaRange,
-    /// All requests of one reactor go to the worker of its index, modulo the number of workers.
-    Queue,
-    /// Each reactor's requests go to all workers in turn.
-    RoundRobin,
-}
-
-impl Placement {
-    /// The words that RPCs use.
-    pub const NAMES: &[&str] = &["lba_range", "queue", "round_robin"];
-
-    /// The word that RPCs use.
-    pub fn name(self) -> &'static str {
-        Placement::NAMES[self as usize]
-    }
-
-    /// From that word.
-    pub fn from_name(name: &str) -> Option<Placement> {
-        [Placement::LbaRange, Placement::Queue, Placement::RoundRobin].into_iter().find(|each| each.name() == name)
-    }
-}
 
 /// How to make a device.
 #[derive(Clone, Debug)]

@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use appliance::placement::Placer;
 use appliance::request::{Body, Home, NO_LANE, lend_home, take_home};
 use appliance::{Batch, Capabilities, Handler, IoStatus, Request, RequestId, Worker, WorkerCx};
 use futures_channel::oneshot;
@@ -135,7 +136,8 @@ pub struct Workers {
     handler: Mutex<Option<Arc<dyn Handler>>>,
     workers: Vec<Arc<Shared>>,
     placement: Placement,
-    range_blocks: u64,
+    /// Blocks that the device was made with.
+    num_blocks: u64,
     ended: Arc<Ended>,
     // Not the whole bdev layer, which holds this through its device.
     executor: Arc<dyn Executor>,
@@ -160,7 +162,7 @@ impl Workers {
             handler: Mutex::new(Some(Arc::clone(&handler))),
             workers: (0..count).map(|_| Arc::default()).collect(),
             placement: settings.placement,
-            range_blocks: settings.geometry.num_blocks.div_ceil(count as u64).max(1),
+            num_blocks: settings.geometry.num_blocks,
             ended: Arc::new(Ended { left: AtomicUsize::new(count), waiters: Mutex::default() }),
             executor: Arc::clone(system.executor()),
         });
@@ -237,9 +239,8 @@ impl Backend for Workers {
             let staged = Vec::with_capacity(cx.queue_depth);
             lanes.push(Lane { ring: producer, tie, waker, shared: Arc::clone(shared), staged });
         }
-        let queue = cx.reactor.0 as usize % lanes.len();
-        let turn = queue;
-        Ok(Box::new(WorkersPort { lanes, placement: self.placement, range_blocks: self.range_blocks, queue, turn }))
+        let placer = Placer::new(self.placement, lanes.len(), self.num_blocks, cx.reactor.0);
+        Ok(Box::new(WorkersPort { lanes, placer }))
     }
 
     fn resize(&self, num_blocks: u64) -> BoxFuture<'static, Result<(), BdevError>> {
@@ -293,12 +294,7 @@ impl Backend for Workers {
 /// One channel's rings to all workers.
 struct WorkersPort {
     lanes: Vec<Lane>,
-    placement: Placement,
-    range_blocks: u64,
-    /// The worker of this reactor, for placement by queue.
-    queue: usize,
-    /// The worker whose turn it is.
-    turn: usize,
+    placer: Placer,
 }
 
 /// The reactor's end of a ring.
@@ -315,16 +311,7 @@ struct Lane {
 impl Port for WorkersPort {
     #[inline]
     fn send(&mut self, body: Box<Body>, _: Instant) -> Result<(), Box<Body>> {
-        let last = self.lanes.len() - 1;
-        let index = match self.placement {
-            _ if last == 0 => 0,
-            Placement::LbaRange => usize::try_from(body.lba / self.range_blocks).map_or(last, |index| index.min(last)),
-            Placement::Queue => self.queue,
-            Placement::RoundRobin => {
-                self.turn = if self.turn == last { 0 } else { self.turn + 1 };
-                self.turn
-            }
-        };
+        let index = self.placer.place(body.lba);
         let lane = &mut self.lanes[index];
         let request = Request::from_body(body);
         if lane.shared.dead.load(Ordering::Acquire) {

@@ -74,12 +74,18 @@ struct World {
     #[expect(clippy::vec_box, reason = "bodies travel in their boxes")]
     free: Vec<Box<Body>>,
     next_id: u64,
+    /// When the last request was submitted.
+    sent: Instant,
     done: HashMap<u64, (IoStatus, Vec<u8>)>,
     _scratch: Scratch,
 }
 
 impl World {
     fn new(policy: OnDisconnect) -> World {
+        World::with(policy, 1, Placement::default())
+    }
+
+    fn with(policy: OnDisconnect, workers: u32, placement: Placement) -> World {
         let scratch = Scratch::new();
         let clock: Arc<dyn Clock> = Arc::new(OsClock::default());
         let options = TargetOptions {
@@ -87,7 +93,10 @@ impl World {
             bdev: "vol".into(),
             block_size: BLOCK as u32,
             num_blocks: 1000,
-            shape: Shape::new(1, DEPTH, 8192).unwrap(),
+            shape: Shape::new(1, workers, DEPTH, 8192).unwrap(),
+            placement,
+            spin: Duration::ZERO,
+            cores: Vec::new(),
             policy,
             ops: OpSet::of(&[OpKind::Read, OpKind::Write, OpKind::Flush]),
             unmap_zeroes: false,
@@ -100,7 +109,7 @@ impl World {
         let lane = Some(Lane::open(&target, 0, waker).unwrap());
         let home: Arc<dyn Home> = home;
         let free = (0..DEPTH).rev().map(|slot| Body::blank(slot, ReactorId(0), Arc::clone(&home))).collect();
-        World { lane, target, clock, free, next_id: 1, done: HashMap::new(), _scratch: scratch }
+        World { lane, target, clock, free, next_id: 1, sent: Instant(0), done: HashMap::new(), _scratch: scratch }
     }
 
     fn path(&self) -> PathBuf {
@@ -127,6 +136,8 @@ impl World {
         body.deadline = deadline;
         body.status = IoStatus::Success;
         let now = self.clock.now();
+        (body.sampled, body.sent) = (true, now);
+        self.sent = now;
         self.lane().send(body, now);
         self.lane().flush();
         id
@@ -192,7 +203,7 @@ impl Process {
         let stop = Stop::new().unwrap();
         let told = stop.clone();
         let thread = std::thread::spawn(move || {
-            let options = ServeOptions { spin: Duration::ZERO, ..ServeOptions::default() };
+            let options = ServeOptions::default();
             let mut make = |making: &Making<'_>| {
                 handler.resize(making.geometry.num_blocks)?;
                 Ok(Arc::clone(&handler))
@@ -224,8 +235,10 @@ impl Drop for Process {
 struct Rogue {
     socket: OwnedFd,
     memory: Arc<SharedMemory>,
-    submissions: Consumer<7>,
-    completions: Producer<3>,
+    submissions: Vec<Consumer<7>>,
+    completions: Vec<Producer<3>>,
+    /// The worker that it takes for.
+    worker: usize,
 }
 
 impl Rogue {
@@ -248,30 +261,43 @@ impl Rogue {
         wire::send(&socket, &Message::Hello { version: VERSION }, &[]).unwrap();
         let Some((Message::Welcome(welcome), fds)) = Rogue::hear(&socket) else { panic!("a welcome") };
         let memory = Arc::new(SharedMemory::open(&fds[0], welcome.shape).unwrap());
-        let Some((Message::Lane { index: 0 }, fds)) = Rogue::hear(&socket) else { panic!("a lane") };
-        assert_eq!(fds.len(), 2);
+        let Some((Message::Lanes { count: 1 }, fds)) = Rogue::hear(&socket) else { panic!("lanes") };
+        assert_eq!(fds.len(), 1);
+        let Some((Message::Workers { count }, fds)) = Rogue::hear(&socket) else { panic!("workers") };
+        assert_eq!((count, fds.len()), (welcome.shape.workers(), count as usize));
         wire::send(&socket, &Message::Ready, &[]).unwrap();
         world.attach();
         let shape = welcome.shape;
         Rogue {
             socket,
             memory,
-            submissions: Consumer::new(shape.submissions(), shape.depth()),
-            completions: Producer::new(shape.completions(), shape.depth()),
+            submissions: (0..count).map(|w| Consumer::new(shape.submissions(w), shape.depth())).collect(),
+            completions: (0..count).map(|w| Producer::new(shape.completions(w), shape.depth())).collect(),
+            worker: 0,
         }
+    }
+
+    fn has_one(&self, worker: usize) -> bool {
+        !self.submissions[worker].is_empty(&self.memory.lane(0))
     }
 
     fn take(&mut self) -> Submission {
         let words = self.memory.lane(0);
-        Submission::decode(eventually("a submission", || self.submissions.pop(&words)))
+        Submission::decode(eventually("a submission", || self.submissions[self.worker].pop(&words)))
     }
 
     fn answer(&mut self, completed: Completed) {
-        self.completions.push(&self.memory.lane(0), completed.encode());
+        self.completions[self.worker].push(&self.memory.lane(0), completed.encode());
+    }
+
+    fn answer_at(&mut self, submission: &Submission, picked_ns: u64, done_ns: u64) {
+        let picked_word = self.memory.shape().picked_word(submission.slot.into());
+        self.memory.lane(0).store(picked_word, picked_ns, Ordering::Relaxed);
+        self.answer(Completed { done_ns, ..Rogue::honest(submission) });
     }
 
     fn honest(submission: &Submission) -> Completed {
-        Completed { id: submission.id, slot: submission.slot, status: 0, bytes: submission.bytes, handler_ns: u64::MAX }
+        Completed { id: submission.id, slot: submission.slot, status: 0, bytes: submission.bytes, done_ns: u64::MAX }
     }
 }
 
@@ -373,7 +399,7 @@ fn lies_are_counted_and_change_nothing() {
         Completed { id: 0, ..honest },
         Completed { slot: honest.slot + 1, ..honest },
         Completed { slot: DEPTH as u16, ..honest },
-        Completed { slot: u16::MAX, id: u64::MAX, status: u16::MAX, bytes: u32::MAX, handler_ns: 0 },
+        Completed { slot: u16::MAX, id: u64::MAX, status: u16::MAX, bytes: u32::MAX, done_ns: 0 },
     ];
     for lie in lies {
         rogue.answer(lie);
@@ -415,7 +441,7 @@ fn memory_full_of_garbage_neither_hangs_nor_corrupts() {
     let ids: Vec<_> = (0..DEPTH).map(|i| world.write(i.into(), i as u8)).collect();
     let lane = rogue.memory.lane(0);
     let shape = *rogue.memory.shape();
-    let last = shape.completions() + shape.depth() as usize * 4;
+    let last = shape.completions(0) + shape.depth() as usize * 4;
     let mut seed = 1_u64;
     for round in 0..2000 {
         for word in 0..last {
@@ -423,12 +449,8 @@ fn memory_full_of_garbage_neither_hangs_nor_corrupts() {
             // Small numbers most of the time: they hit sequences and slots.
             let value = if seed >> 62 == 0 { seed } else { (seed >> 40) % (round + 10) };
             // Ids that are outstanding are left out: guessing one is answering it.
-            let value = if ids.contains(&value) && word >= shape.completions() && (word - shape.completions()) % 4 == 1
-            {
-                0
-            } else {
-                value
-            };
+            let is_id = word >= shape.completions(0) && (word - shape.completions(0)) % 4 == 1;
+            let value = if ids.contains(&value) && is_id { 0 } else { value };
             lane.store(word, value, Ordering::Relaxed);
         }
         world.poll();
@@ -495,8 +517,9 @@ fn a_process_that_clears_flags_and_fills_counters_blocks_nobody() {
     let socket = Rogue::connect(&world.path());
     wire::send(&socket, &Message::Hello { version: VERSION }, &[]).unwrap();
     let Some((Message::Welcome(welcome), files)) = Rogue::hear(&socket) else { panic!("a welcome") };
-    let Some((Message::Lane { .. }, bells)) = Rogue::hear(&socket) else { panic!("a lane") };
-    for bell in &bells {
+    let Some((Message::Lanes { .. }, bells)) = Rogue::hear(&socket) else { panic!("lanes") };
+    let Some((Message::Workers { .. }, ears)) = Rogue::hear(&socket) else { panic!("workers") };
+    for bell in bells.iter().chain(&ears) {
         rustix::fs::fcntl_setfl(bell, rustix::fs::OFlags::empty()).unwrap();
     }
     rustix::io::write(&bells[0], &(u64::MAX - 1).to_ne_bytes()).unwrap();
@@ -505,15 +528,133 @@ fn a_process_that_clears_flags_and_fills_counters_blocks_nobody() {
     world.attach();
     // It claims to sleep for ever, so the target rings at each request, and nobody ever takes a ring away.
     let words = memory.lane(0);
-    let mut submissions = Consumer::<7>::new(welcome.shape.submissions(), welcome.shape.depth());
-    let mut completions = Producer::<3>::new(welcome.shape.completions(), welcome.shape.depth());
+    let mut submissions = Consumer::<7>::new(welcome.shape.submissions(0), welcome.shape.depth());
+    let mut completions = Producer::<3>::new(welcome.shape.completions(0), welcome.shape.depth());
     for _ in 0..5000 {
-        words.store(crate::layout::PROCESS_SLEEPS, 1, Ordering::SeqCst);
+        memory.heads().store(welcome.shape.worker_sleeps(0), 1, Ordering::SeqCst);
         let id = world.send(Op::Flush, 0, Vec::new());
         let submission = Submission::decode(submissions.pop(&words).unwrap());
         completions.push(&words, Rogue::honest(&submission).encode());
         assert_eq!(world.wait(id).0, IoStatus::Success);
     }
+}
+
+#[test]
+fn requests_go_to_the_rings_of_their_workers() {
+    for (placement, expected) in [
+        // 1000 blocks, 3 workers: 334 each.
+        (Placement::LbaRange, [0, 0, 1, 1, 2, 2]),
+        (Placement::Queue, [0; 6]),
+        (Placement::RoundRobin, [1, 2, 0, 1, 2, 0]),
+    ] {
+        let mut world = World::with(OnDisconnect::Fail, 3, placement);
+        let mut rogue = Rogue::start(&mut world);
+        for (lba, worker) in [0, 333, 334, 667, 668, 999].into_iter().zip(expected) {
+            let id = world.read(lba);
+            assert!((0..3).all(|other| rogue.has_one(other) == (other == worker)), "{placement:?}, block {lba}");
+            rogue.worker = worker;
+            let submission = rogue.take();
+            assert_eq!((submission.id, submission.lba), (id, lba));
+            // Any worker may answer it: what counts is which request it is.
+            rogue.worker = (worker + 1) % 3;
+            rogue.answer(Rogue::honest(&submission));
+            assert_eq!(world.wait(id).0, IoStatus::Success);
+        }
+        let requests: Vec<_> = (0..3).map(|worker| expected.iter().filter(|&&at| at == worker).count()).collect();
+        let stats = world.target.stats();
+        let counted: Vec<_> = stats["workers"].as_array().unwrap().iter().map(|w| w["requests"].clone()).collect();
+        assert_eq!(counted, requests);
+    }
+}
+
+#[test]
+fn a_process_has_the_workers_that_the_device_asks_for() {
+    for placement in [Placement::LbaRange, Placement::RoundRobin] {
+        let mut world = World::with(OnDisconnect::Park, 4, placement);
+        let (told, handler) = (Arc::new(Mutex::new(Vec::new())), Process::memory());
+        let process = Process::start(world.path(), Arc::new(Curious(Arc::clone(&told), handler)));
+        world.attach();
+        for round in 0..10 {
+            let ids: Vec<_> = (0..DEPTH).map(|n| world.write(u64::from(n) * 125, round + n as u8)).collect();
+            ids.into_iter().for_each(|id| assert_eq!(world.wait(id).0, IoStatus::Success));
+            for n in 0..DEPTH {
+                let id = world.read(u64::from(n) * 125);
+                assert_eq!(world.wait(id), (IoStatus::Success, vec![round + n as u8; BLOCK]));
+            }
+        }
+        // All of them are told of a reset, and the one that has it of an abort.
+        world.lane().reset(RequestId(u64::MAX));
+        world.lane().flush();
+        process.end();
+        let mut told = told.lock().unwrap().clone();
+        told.sort_unstable();
+        assert_eq!(told, [(0, 4), (1, 4), (2, 4), (3, 4)]);
+    }
+}
+
+#[test]
+fn an_abort_reaches_the_worker_that_has_the_request() {
+    let mut world = World::with(OnDisconnect::Park, 3, Placement::LbaRange);
+    let process = Process::start(world.path(), Arc::new(Hoarder));
+    world.attach();
+    let ids = [world.write(0, 1), world.write(400, 2), world.write(800, 3)];
+    for id in [ids[1], ids[2], ids[0]] {
+        world.lane().abort(RequestId(id));
+        world.lane().flush();
+        assert_eq!(world.wait(id).0, IoStatus::Aborted);
+    }
+    let ids = [world.write(0, 1), world.write(400, 2), world.write(800, 3)];
+    world.lane().reset(RequestId(u64::MAX));
+    world.lane().flush();
+    ids.into_iter().for_each(|id| assert_eq!(world.wait(id).0, IoStatus::Aborted));
+    process.end();
+}
+
+#[test]
+fn the_process_says_when_it_had_a_request_and_is_believed_within_reason() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let mut rogue = Rogue::start(&mut world);
+    let origin_ns = world.clock.origin_ns();
+    let refused = |world: &World| world.target.inner.counters.stamps_refused.load(Ordering::Relaxed);
+    let mut turn = |world: &mut World, stamps: &dyn Fn(u64, u64) -> (u64, u64)| {
+        let id = world.read(1);
+        let sent = world.sent;
+        let submission = rogue.take();
+        assert!(submission.measured);
+        let (picked_ns, done_ns) = stamps(origin_ns + sent.0, origin_ns + world.clock.now().0);
+        rogue.answer_at(&submission, picked_ns, done_ns);
+        let mut body = eventually("a request ends", || {
+            let (now, mut home) = (world.clock.now(), None);
+            world.lane().drain(now, 1, |body| home = Some(body));
+            home
+        });
+        assert_eq!((body.id.0, body.status), (id, IoStatus::Success));
+        body.bufs = Buffers::new();
+        let times = (body.sent, body.picked, body.done);
+        world.free.push(body);
+        times
+    };
+    // Three stages.
+    let (sent, picked, done) = turn(&mut world, &|sent_ns, now_ns| (sent_ns, now_ns));
+    assert!(sent == picked && picked < done && done <= world.clock.now());
+    let (sent, picked, done) = turn(&mut world, &|_, now_ns| (now_ns, now_ns));
+    assert!(sent < picked && picked == done);
+    assert_eq!(refused(&world), 0);
+    // What cannot be: before the submission, after now, backwards, nothing at all.
+    let lies: [&dyn Fn(u64, u64) -> (u64, u64); 6] = [
+        &|sent_ns, now_ns| (sent_ns - 1, now_ns),
+        &|sent_ns, now_ns| (sent_ns, now_ns + 3_600_000_000_000),
+        &|sent_ns, now_ns| (now_ns, sent_ns),
+        &|_, _| (0, 0),
+        &|_, _| (u64::MAX, u64::MAX),
+        &|sent_ns, _| (sent_ns, 0),
+    ];
+    for (n, lie) in lies.into_iter().enumerate() {
+        let (sent, picked, done) = turn(&mut world, lie);
+        assert!(sent == picked && picked < done && done <= world.clock.now(), "all of it is the handler's: {n}");
+        assert_eq!(refused(&world), n as u64 + 1);
+    }
+    assert_eq!(world.lies(), 0, "the requests themselves were answered well");
 }
 
 #[test]
@@ -717,6 +858,25 @@ impl Worker for HoardingWorker {
     }
     fn reset(&mut self) {
         self.0.drain(..).for_each(|request| request.complete(IoStatus::Aborted));
+    }
+}
+
+/// Notes which workers are made.
+struct Curious(Arc<Mutex<Vec<(usize, usize)>>>, Arc<dyn Handler>);
+
+impl Handler for Curious {
+    fn name(&self) -> &str {
+        "curious"
+    }
+    fn capabilities(&self, geometry: &Geometry) -> Capabilities {
+        self.1.capabilities(geometry)
+    }
+    fn worker(&self, cx: WorkerCx) -> io::Result<Box<dyn Worker>> {
+        self.0.lock().unwrap().push((cx.index, cx.workers));
+        self.1.worker(cx)
+    }
+    fn resize(&self, num_blocks: u64) -> io::Result<()> {
+        self.1.resize(num_blocks)
     }
 }
 
