@@ -111,6 +111,10 @@ impl Lane {
 
     /// Takes a request. It comes back through [`Lane::drain`].
     pub fn send(&mut self, body: Box<Body>, now: Instant) {
+        if self.attached.is_none() && self.target.lane(self.index).has_changed() {
+            // The channel has just been opened, and there was a process before it.
+            self.change(now);
+        }
         if self.attached.is_some() {
             return self.submit(body, now);
         }

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -129,6 +130,11 @@ enum Greeting {
     Again(String),
 }
 
+/// Whether something else is at `path`.
+fn is_no_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket())
+}
+
 fn other(text: impl Into<String>) -> io::Error {
     io::Error::other(text.into())
 }
@@ -171,6 +177,10 @@ impl Server<'_> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         match connect(&socket, &address) {
             Ok(()) => Ok(Ok(socket)),
+            Err(Errno::CONNREFUSED) if is_no_socket(self.path) => {
+                let text = "is no socket; give the path that bdev_appliance_create was given behind 'unix:'";
+                Err(other(format!("{} {text}", self.path.display())))
+            }
             Err(Errno::NOENT | Errno::CONNREFUSED) => Ok(Err("nobody listens there".into())),
             Err(Errno::AGAIN | Errno::INTR) => Ok(Err("others are before this".into())),
             Err(Errno::ACCESS) => {

@@ -446,8 +446,10 @@ fn listen_at(path: &Path) -> io::Result<(OwnedFd, (u64, u64))> {
         let error = io::Error::new(io::ErrorKind::InvalidInput, "the path is not absolute");
         return Err(say("listening at", error, "give the whole path, as in unix:/run/my.sock"));
     }
-    let address = SocketAddrUnix::new(path)
-        .map_err(|errno| say("listening at", errno.into(), "choose a path of at most 107 bytes"))?;
+    let address = SocketAddrUnix::new(path).map_err(|errno| {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, io::Error::from(errno));
+        say("listening at", error, "choose a path of at most 107 bytes")
+    })?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let open = || socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
     match std::fs::symlink_metadata(path) {

@@ -752,6 +752,19 @@ fn a_lane_that_closes_and_opens_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_lane_that_has_just_opened_knows_the_process_that_there_is() {
+    let mut world = World::new(OnDisconnect::Fail);
+    let process = Process::start(world.path(), Process::memory());
+    world.attach();
+    world.lane.take().unwrap().close(|_| panic!("nothing was out"));
+    world.lane = Some(Lane::open(&world.target, 0, Waker::new(Arc::new(Nobody))).unwrap());
+    let id = world.write(1, 1);
+    assert_eq!(world.wait(id).0, IoStatus::Success, "before its first poll");
+    assert_eq!(world.target.stats()["replayed"], 0);
+    process.end();
+}
+
+#[test]
 fn the_handler_ends_the_last_sessions_requests_before_the_next_begins() {
     let mut world = World::new(OnDisconnect::Park);
     let process = Process::start(world.path(), Arc::new(Hoarder));
@@ -808,6 +821,16 @@ fn a_worker_that_panics_is_made_again() {
 }
 
 #[test]
+fn a_process_that_is_given_something_else_than_a_socket_says_so() {
+    let scratch = Scratch::new();
+    let file = scratch.0.join("file");
+    std::fs::write(&file, "x").unwrap();
+    let mut make = |_: &Making<'_>| -> io::Result<Arc<dyn Handler>> { panic!("nobody is there") };
+    let error = serve(&file, &mut make, &ServeOptions::default(), &Stop::new().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("is no socket"), "{error}");
+}
+
+#[test]
 fn paths_that_cannot_be_listened_at_are_refused_with_a_remedy() {
     let scratch = Scratch::new();
     let file = scratch.0.join("file");
@@ -816,6 +839,8 @@ fn paths_that_cannot_be_listened_at_are_refused_with_a_remedy() {
     assert!(say(&file).contains("no socket"), "{}", say(&file));
     assert!(say(Path::new("relative")).contains("not absolute"));
     assert!(say(&scratch.0.join("x".repeat(200))).contains("107"));
+    let kind = listen_at(&scratch.0.join("x".repeat(200))).unwrap_err().kind();
+    assert_eq!(kind, io::ErrorKind::InvalidInput, "it is the caller's to mend");
     assert!(say(&scratch.0.join("no/where")).contains("make the folder"));
     let path = scratch.socket();
     let (first, _) = listen_at(&path).unwrap();
