@@ -1,6 +1,6 @@
 """What is measured. A case is one number from one command; a family is the cases of one table and one plot."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -13,17 +13,27 @@ class Case:
     kind: str
     unit: str = "IOPS"
     options: dict = field(default_factory=dict, hash=False)
+    # The key of the case that this one, of a peer, stands beside.
+    beside: str | None = None
 
     @property
     def key(self):
         return f"{self.family} / {self.row} / {self.column}"
 
 
+def with_peers(case, peers):
+    """A case, and directly behind it the same of each peer: what disturbs one of them disturbs the other."""
+    yield case
+    for peer in peers:
+        column = peer if case.column == "ringstone" else f"{peer}, {case.column}"
+        yield replace(case, column=column, options={**case.options, "peer": peer}, beside=case.key)
+
+
 def size(bytes_):
     return f"{bytes_ >> 10}K" if bytes_ >= 1024 else str(bytes_)
 
 
-def nvmf(quick):
+def nvmf(quick, peers):
     """NVMe/TCP over loopback: target on one core, load on another."""
     loads = [("randread", 4096, qd) for qd in (1, 32, 128)] + [("randwrite", 4096, qd) for qd in (1, 32, 128)]
     loads += [("read", 131072, 32), ("write", 131072, 32)]
@@ -36,13 +46,13 @@ def nvmf(quick):
             for queues, digests in columns:
                 column = f"{queues} queue{'s' if queues > 1 else ''}{', digests' if digests else ''}"
                 options = {"bdev": bdev, "rw": rw, "bs": bs, "qd": qd, "queues": queues, "digests": digests}
-                yield Case("nvmf", row, column, "perf", options=options)
+                yield from with_peers(Case("nvmf", row, column, "perf", options=options), peers)
             options = {"mode": "read" if "read" in rw else "write", "bs": bs, "qd": qd,
                        "memory": 512 if bdev == "malloc" else 0}
             yield Case("nvmf", row, "bare sockets", "ceiling", options=options)
 
 
-def layer(quick):
+def layer(quick, _peers):
     """The bdev layer in one process, one core."""
     rows = [("null", "randread"), ("null", "randwrite"), ("passthru", "randread"), ("malloc", "randread"),
             ("malloc", "randwrite")]
@@ -51,7 +61,7 @@ def layer(quick):
                    options={"bdev": bdev, "rw": rw, "bs": 4096, "qd": 128})
 
 
-def files(quick):
+def files(quick, _peers):
     """A file through its bdev, and the same work by fio's io_uring engine."""
     rows = [(where, rw, qd) for where in ("disk", "memory") for rw in ("randread", "randwrite") for qd in (1, 64)]
     for where, rw, qd in rows[:1] if quick else rows:
@@ -61,18 +71,45 @@ def files(quick):
         yield Case("files", row, "fio io_uring", "fio", options=options)
 
 
-def idle(quick):
+def cpu(quick, peers):
+    """CPU time of the target for one command, at a rate far from its limit."""
+    rows = [(rw, rate) for rw in ("randread", "randwrite") for rate in (10_000, 100_000)]
+    for rw, rate in rows[1:2] if quick else rows:
+        row = f"null 4K {rw}, {rate // 1000} k a second"
+        yield from with_peers(Case("cpu", row, "ringstone", "cpu_at_rate", "µs CPU", {"rw": rw, "rate": rate}), peers)
+
+
+def wake(quick, peers):
+    """The median of commands that come so rarely that the target sleeps before each."""
+    for rate in (100,) if quick else (20, 100):
+        yield from with_peers(Case("wake", f"null 4K randread, {rate} a second", "ringstone", "wake", "µs", {"rate": rate}),
+                              peers)
+
+
+def fairness(quick, peers):
+    """What connections get that all want as much as they can."""
+    for rw, queues, qd in [("randread", 64, 4)] if quick else [("randread", 64, 4), ("randwrite", 64, 4), ("randread", 64, 32)]:
+        row = f"null 4K {rw}, {queues} connections of depth {qd}"
+        options = {"rw": rw, "queues": queues, "qd": qd}
+        yield from with_peers(Case("fairness", row, "ringstone", "fairness", "%", options), peers)
+
+
+def idle(quick, peers):
     """What a server costs that nobody asks for anything."""
-    for hosts in (0, 8):
-        yield Case("idle", f"{hosts} hosts connected", "CPU, % of a core", "idle", "%", {"hosts": hosts, "what": "cpu"})
-        yield Case("idle", f"{hosts} hosts connected", "memory, MiB", "idle", "MiB", {"hosts": hosts, "what": "rss"})
+    for connections in (0, 8) if quick else (0, 8, 1000):
+        for column, what, unit in (("CPU, % of a core", "cpu", "%"), ("memory, MiB", "rss", "MiB")):
+            case = Case("idle", f"{connections} connections", column, "idle", unit, {"connections": connections, "what": what})
+            yield from with_peers(case, peers)
 
 
-FAMILIES = {"nvmf": nvmf, "layer": layer, "files": files, "idle": idle}
+FAMILIES = {"nvmf": nvmf, "layer": layer, "files": files, "cpu": cpu, "wake": wake, "fairness": fairness, "idle": idle}
 
 TITLES = {
     "nvmf": "NVMe/TCP over loopback",
     "layer": "The bdev layer in one process",
     "files": "A file through its bdev, beside fio",
+    "cpu": "CPU time of the target for one command, at a rate",
+    "wake": "A command that finds the target asleep",
+    "fairness": "Fairness: the most and the least that a connection gets, apart by % of the mean",
     "idle": "Idle",
 }

@@ -7,16 +7,28 @@ from pathlib import Path
 from statistics import median
 
 
-def summary(case, runs):
-    values = [value for value, _, _ in runs]
-    limits = [limit for _, limit, _ in runs if limit]
-    tails = [found["percentiles_us"]["99"] for _, _, found in runs if found and "percentiles_us" in found]
-    means = [found["mean_us"] for _, _, found in runs if found and "mean_us" in found]
+def tail(found):
+    return found["percentiles_us"]["99"] if found and "percentiles_us" in found else None
+
+
+def summary(case, runs, beside, failed):
+    """What a case's runs come to. A run that failed is `None` in its place; so is it in those of the case `beside`, which
+    each run of a peer is compared with: ours over theirs, run by run."""
+    made = [run for run in runs if run]
+    values = [value for value, _, _ in made]
+    limits = [limit for _, limit, _ in made if limit]
+    tails = [tail(found) for _, _, found in made if tail(found) is not None]
+    means = [found["mean_us"] for _, _, found in made if found and "mean_us" in found]
+    pairs = [(ours, theirs) for ours, theirs in zip(beside or [], runs) if ours and theirs]
+    ratios = [ours[0] / theirs[0] for ours, theirs in pairs if theirs[0]]
+    tail_ratios = [tail(ours[2]) / tail(theirs[2]) for ours, theirs in pairs if tail(ours[2]) and tail(theirs[2])]
     return {
         "family": case.family, "row": case.row, "column": case.column, "unit": case.unit, "runs": values,
         "median": median(values), "min": min(values), "max": max(values),
         "limit": max(set(limits), key=limits.count) if limits else None,
         "p99_us": median(tails) if tails else None, "mean_us": median(means) if means else None,
+        "ratio": median(ratios) if ratios else None, "p99_ratio": median(tail_ratios) if tail_ratios else None,
+        "failed": failed,
     }
 
 
@@ -37,6 +49,11 @@ def cell(found):
         text += f", p99 {found['p99_us']:.0f} µs"
     if found["limit"] is not None:
         text += f", {found['limit']}"
+    if found["ratio"] is not None:
+        tail = f", p99 {found['p99_ratio']:.2f} times" if found["p99_ratio"] is not None else ""
+        text += f"; ringstone {found['ratio']:.2f} times that{tail}"
+    if found["failed"]:
+        text += f"; failed after {len(found['runs'])} runs"
     return text
 
 
@@ -62,7 +79,7 @@ def machine(options):
         "cpu": model, "cores": os.cpu_count(), "memory_gib": round(memory / (1 << 20)), "kernel": platform.release(),
         "virtual": "hypervisor" in Path("/proc/cpuinfo").read_text(), "commit": commit.stdout.strip() or "unknown",
         "load_average": list(os.getloadavg()), "target_core": options.target_core, "load_core": options.load_core,
-        "runs": options.runs, "seconds": options.seconds,
+        "runs": options.runs, "seconds": options.seconds, "peers": {**dict.fromkeys(options.peer), **options.peer_command},
     }
 
 

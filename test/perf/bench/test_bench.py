@@ -1,0 +1,166 @@
+"""Tests of what surrounds the measuring: cases, arguments, sums, and what is kept of a run that ends early."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import types
+import unittest
+from pathlib import Path
+from unittest import mock
+
+from . import __main__ as command
+from . import measure, report
+from .cases import FAMILIES
+from .process import BenchError, cpu_seconds
+from .targets import end
+
+
+def options(*words):
+    # On whatever cores there are.
+    with mock.patch("os.sched_getaffinity", return_value={0, 1}):
+        return command.arguments(words)[0]
+
+
+def report_of(p99):
+    return {"percentiles_us": {"99": p99}, "mean_us": p99 / 2}
+
+
+class Fake:
+    """In place of what measures: tells a number, fails, or is interrupted."""
+
+    def __init__(self, does):
+        self.does, self.is_closed = does, False
+
+    def measure(self, case):
+        return self.does(case)
+
+    def close(self):
+        self.is_closed = True
+
+
+class Cases(unittest.TestCase):
+    def test_every_case_can_be_measured_and_has_a_name_of_its_own(self):
+        for quick in (False, True):
+            cases = [case for family in FAMILIES.values() for case in family(quick, {"other": None})]
+            self.assertEqual(len(cases), len({case.key for case in cases}))
+            for case in cases:
+                self.assertTrue(hasattr(measure.Bench, f"_{case.kind}"), case.kind)
+
+    def test_a_peer_stands_beside_what_it_is_compared_with(self):
+        cases = command.choose(options("--only", "fairness", "--peer", "other=10.0.0.1:4420"))
+        for ours, theirs in zip(cases[::2], cases[1::2]):
+            self.assertEqual((theirs.beside, theirs.column, theirs.options["peer"]), (ours.key, "other", "other"))
+
+    def test_words_that_make_no_sense_say_what_would(self):
+        for words, says in [
+            (["--peer", "x"], "as in spdk=127.0.0.1:4420"),
+            (["--peer", "x=1"], "is not ADDRESS:PORT"),
+            (["--peer-command", "y=true"], "give it with --peer y="),
+            (["--peer", "y=a:1", "--peer-command", "y=true", "--peer-pid", f"y={os.getpid()}"], "--peer-command or --peer-pid"),
+            (["--peer", "ringstone=a:1"], "a name of its own"),
+            (["nothing"], "there is no family nothing"),
+            (["--target-core", "1"], "differ"),
+        ]:
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said), self.assertRaises(SystemExit):
+                options(*words)
+            self.assertIn(says, said.getvalue())
+
+
+class Sums(unittest.TestCase):
+    def test_runs_that_were_side_by_side_are_compared(self):
+        ours, theirs = command.choose(options("--only", "wake", "--quick", "--peer", "other=a:1"))
+        mine = [(10, None, report_of(4.0)), None, (30, "load", report_of(9.0))]
+        others = [(5, None, report_of(2.0)), (1, None, report_of(1.0)), (10, None, report_of(9.0))]
+        found = report.summary(theirs, others, mine, False)
+        self.assertEqual((found["median"], found["ratio"], found["p99_ratio"]), (5, 2.5, 1.5))
+        self.assertIn("ringstone 2.50 times that, p99 1.50 times", report.cell(found))
+        alone = report.summary(ours, mine, None, True)
+        self.assertEqual((alone["runs"], alone["limit"], alone["ratio"]), ([10, 30], "load", None))
+        self.assertIn("failed after 2 runs", report.cell(alone))
+
+    def test_the_limit_is_named(self):
+        limits = [measure.limit(*pair) for pair in ((1.0, 1.0), (1.0, 0.1), (0.1, 1.0), (0.1, 0.1), (None, 0.1), (None, 1.0))]
+        self.assertEqual(limits, ["both", "target", "load", "latency", None, "load"])
+
+
+class EarlyEnds(unittest.TestCase):
+    def run_with(self, does):
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = options("--only", "layer", "--quick", "--runs", "3", "--json", f"{folder}/out.json")
+            results, bench = command.Results(command.choose(chosen)), Fake(does)
+            kept = {word: signal.getsignal(word) for word in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+            try:
+                with mock.patch.object(command, "Bench", lambda _: bench), contextlib.redirect_stderr(io.StringIO()):
+                    command.measure(chosen, results, {})
+            finally:
+                for word, handler in kept.items():
+                    signal.signal(word, handler)
+            results.save(Path(chosen.json), {})
+            self.assertTrue(bench.is_closed)
+            return json.loads(Path(chosen.json).read_text())
+
+    def test_a_case_that_fails_keeps_its_runs_and_those_of_others(self):
+        calls = []
+
+        def does(case):
+            calls.append(case.key)
+            if "randwrite" in case.key and calls.count(case.key) == 2:
+                raise BenchError("it broke")
+            return len(calls), None, None
+
+        out = self.run_with(does)
+        self.assertEqual([len(case["runs"]) for case in out["cases"]], [3, 1])
+        self.assertEqual([case["failed"] for case in out["cases"]], [False, True])
+        self.assertEqual(list(out["failed"].values()), ["it broke"])
+        self.assertFalse(out["interrupted"])
+
+    def test_an_interrupt_keeps_what_was_measured(self):
+        calls = []
+
+        def does(case):
+            calls.append(case.key)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return len(calls), None, None
+
+        out = self.run_with(does)
+        self.assertEqual([case["runs"] for case in out["cases"]], [[1, 3], [2]])
+        self.assertTrue(out["interrupted"])
+
+    def test_what_goes_wrong_in_a_case_is_that_cases_failure(self):
+        bench = types.SimpleNamespace(_odd=lambda: json.loads("{"))
+        with self.assertRaises(BenchError):
+            measure.Bench.measure(bench, types.SimpleNamespace(kind="odd", options={}))
+
+
+class Processes(unittest.TestCase):
+    def test_a_program_ends_with_all_that_it_started_even_if_it_is_stopped(self):
+        child = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 1000 & echo; wait; wait"], start_new_session=True,
+                                 stdout=subprocess.PIPE)
+        with child.stdout:
+            child.stdout.readline()
+            os.killpg(child.pid, signal.SIGSTOP)
+            with mock.patch.object(child, "wait", lambda _, wait=child.wait: wait(0.2)):
+                end(child)
+            # The end of the pipe is the end of the last that has it.
+            self.assertEqual(child.stdout.read(), b"")
+        self.assertEqual(child.wait(), -signal.SIGKILL)
+
+    def test_cpu_time_grows_with_work(self):
+        before = cpu_seconds(os.getpid())
+        sum(range(1_000_000))
+        self.assertGreater(cpu_seconds(os.getpid()), before)
+
+
+if __name__ == "__main__":
+    ran = unittest.main(exit=False).result
+    bad = len(ran.failures) + len(ran.errors)
+    # As scripts/test counts.
+    print(f"{ran.testsRun - bad} passed, {bad} failed")
+    sys.exit(bool(bad))
