@@ -11,6 +11,7 @@ pub(crate) mod layer;
 pub mod malloc;
 pub mod null;
 pub mod passthru;
+pub mod raid;
 pub mod split;
 pub mod uring;
 
