@@ -17,12 +17,14 @@
 //! | [`sharing`] | atomic updates, descriptors, claims |
 //! | [`limited`] | devices that make the layer work |
 //! | [`rogue`] | a handler of appliance devices that does everything wrong |
+//! | [`panicky`] | a handler around another whose workers panic |
 
 pub mod client;
 pub mod edges;
 pub mod ending;
 pub mod limited;
 pub mod model;
+pub mod panicky;
 pub mod pressure;
 pub mod rng;
 pub mod rogue;

@@ -87,7 +87,8 @@ pub trait Handler: Send + Sync {
     /// The device is to have `num_blocks` blocks. Called on a worker's thread (inline: on a thread of the control plane),
     /// while requests go on; it may block, but not for seconds. Growing: blocks from the old end on read as zeroes.
     /// Shrinking: what lay behind the new end is forgotten; requests from before may still reach behind it, and end as
-    /// [`IoStatus::OutOfRange`](crate::IoStatus::OutOfRange).
+    /// [`IoStatus::OutOfRange`](crate::IoStatus::OutOfRange). A store that keeps its data also keeps this: see
+    /// [`Worker::resized`].
     ///
     /// # Errors
     /// The size stays, and the caller of `bdev_appliance_resize` is told.
@@ -135,6 +136,14 @@ pub trait Worker {
     /// The device is being reset or removed: end early what can be ended. What has not come home 500 ms later is given
     /// up, and must not change the device's contents any more.
     fn reset(&mut self) {}
+
+    /// For handlers that cannot change their size within [`Handler::resize`]: how the change that it has accepted has ended,
+    /// once; `None`: it is under way. Worker 0 is asked in every round until it says, and only then does the caller of
+    /// `bdev_appliance_resize` hear of it, and next comes another change. A worker that was made again after a panic is asked
+    /// for what the one before it had not ended.
+    fn resized(&mut self) -> Option<io::Result<()>> {
+        Some(Ok(()))
+    }
 }
 
 /// The part of a handler that runs on one reactor.

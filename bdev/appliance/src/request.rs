@@ -10,7 +10,7 @@
 //! ([`lend_home`]): a completion there finds its home in the list instead of cloning the reference. On any other thread
 //! the reference is cloned for the moment.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::sync::Arc;
 
@@ -269,7 +269,7 @@ impl Request {
 impl Drop for Request {
     fn drop(&mut self) {
         let Some(mut body) = self.0.take() else { return };
-        let fault = if std::thread::panicking() { Fault::Panicked } else { Fault::Leaked };
+        let fault = if in_panic() { Fault::Panicked } else { Fault::Leaked };
         body.home.report(&body, fault);
         body.status = IoStatus::Failed;
         go_home(body);
@@ -286,8 +286,29 @@ impl fmt::Debug for Request {
 }
 
 thread_local! {
+    /// What is dropped belonged to a handler that has panicked.
+    static IN_PANIC: Cell<bool> = const { Cell::new(false) };
+
     /// The homes that the workers on this thread serve, by lane.
     static HOMES: RefCell<Vec<Option<Arc<dyn Home>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whether what is dropped on this thread now is lost in a panic, or with a worker that has panicked.
+pub fn in_panic() -> bool {
+    std::thread::panicking() || IN_PANIC.try_with(Cell::get).unwrap_or(false)
+}
+
+/// Lets go of what a handler had that has panicked; a panic in here does not pass [`std::panic::catch_unwind`] either.
+pub fn drop_after_panic<T>(what: T) {
+    struct Over;
+    impl Drop for Over {
+        fn drop(&mut self) {
+            IN_PANIC.set(false);
+        }
+    }
+    IN_PANIC.set(true);
+    let _over = Over;
+    drop(what);
 }
 
 /// Puts `home` on this thread's list and returns its lane, for [`Body::lane`] of what this thread picks up.

@@ -508,8 +508,9 @@ impl IoRuntime {
         }
     }
 
-    /// Runs until no I/O is on its way between layers.
-    pub fn run(&mut self) {
+    /// Runs until no I/O is on its way between layers. Whether what had waited for an I/O or for memory has gone on.
+    pub fn run(&mut self) -> bool {
+        let mut went_on = false;
         loop {
             while let Some(step) = self.inner.queue.pop_front() {
                 match step {
@@ -522,12 +523,14 @@ impl IoRuntime {
             if !self.admit_waiting() && !self.feed_bounce_waiters() {
                 break;
             }
+            went_on = true;
         }
         while let Some(channel) = self.closing.pop() {
             if self.channels.contains(channel.0 as usize) {
                 self.close_if_done(channel);
             }
         }
+        went_on
     }
 
     fn admit_waiting(&mut self) -> bool {
@@ -603,7 +606,7 @@ impl IoRuntime {
             }
         }
         busy |= !self.inner.queue.is_empty() || !self.outbox.is_empty();
-        self.run();
+        busy |= self.run();
         self.flush();
         Progress::from_busy(busy)
     }

@@ -344,6 +344,10 @@ impl World {
             busy |= actor.borrow_mut().act(&self.view).is_busy();
         }
         self.idle = false;
+        // Somebody may have been woken by a reactor that says it did nothing: time does not pass over that.
+        let now = self.view.sim.now();
+        let woken = |slot: &Slot| slot.asleep.is_some() && slot.stalled_until <= now && slot.flags.is_woken();
+        busy |= self.reactors.iter().any(woken);
         if busy {
             self.spins = 0;
         } else {

@@ -18,6 +18,7 @@
 //! deadlines. What was offered but not taken is offered to the next.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use appliance::placement::Placer;
-use appliance::request::{Body, Home, NO_LANE, lend_home, take_home};
+use appliance::request::{Body, Home, NO_LANE, drop_after_panic, lend_home, take_home};
 use appliance::{Batch, Capabilities, Handler, IoStatus, Request, RequestId, Worker, WorkerCx};
 use futures_channel::oneshot;
 use futures_util::future::{BoxFuture, Either, select};
@@ -394,6 +395,8 @@ impl Start {
             restart_at: Instant(0),
             links: Vec::new(),
             batch: Batch::with_capacity(ROUND),
+            resizes: VecDeque::new(),
+            resizing: false,
         };
         let made = poller.make_worker(cx.now());
         // The other order would let a channel find the worker before it can be woken.
@@ -423,6 +426,9 @@ struct WorkerPoller {
     restart_at: Instant,
     links: Vec<Link>,
     batch: Batch,
+    /// Changes of size, in order. The handler has accepted the first, if `resizing`.
+    resizes: VecDeque<(u64, oneshot::Sender<io::Result<()>>)>,
+    resizing: bool,
 }
 
 impl WorkerPoller {
@@ -447,12 +453,17 @@ impl WorkerPoller {
             panic = message(panic),
             "a handler panicked: the requests in its hands fail, and its worker is made again"
         );
-        self.drop_worker();
+        let worker = self.worker.take();
+        self.let_go(|| drop_after_panic(worker));
     }
 
     fn drop_worker(&mut self) {
         let worker = self.worker.take();
-        if catch_unwind(AssertUnwindSafe(|| drop(worker))).is_err() {
+        self.let_go(|| drop(worker));
+    }
+
+    fn let_go(&self, of_worker: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(of_worker)).is_err() {
             tracing::error!(bdev = &*self.names.bdev, handler = &*self.names.handler, "a handler panicked at its end");
         }
     }
@@ -467,14 +478,8 @@ impl WorkerPoller {
         if reset || !aborts.is_empty() {
             self.end_early(cx.now(), &aborts, reset);
         }
-        for (num_blocks, tell) in resize {
-            let result = match &self.handler {
-                Some(handler) => catch_unwind(AssertUnwindSafe(|| handler.resize(num_blocks)))
-                    .unwrap_or_else(|panic| Err(io::Error::other(format!("it panicked: {}", message(&*panic))))),
-                None => Err(io::Error::other("it was stopped")),
-            };
-            let _ = tell.send(result);
-        }
+        // Whoever asks a handler that was stopped is told by the end of what it waits for.
+        self.resizes.extend(resize);
         let mut index = 0;
         while index < self.links.len() {
             if stop || self.links[index].tie.closed.load(Ordering::Acquire) {
@@ -488,6 +493,36 @@ impl WorkerPoller {
             self.stop();
             cx.stop();
         }
+    }
+
+    /// Goes on with changes of size; whether there was anything to do.
+    fn step_resizes(&mut self) -> bool {
+        let mut any = false;
+        while let Some(&(num_blocks, _)) = self.resizes.front() {
+            let (Some(handler), Some(worker)) = (&self.handler, &mut self.worker) else { break };
+            let mut result = None;
+            if !std::mem::replace(&mut self.resizing, true) {
+                result = match catch_unwind(AssertUnwindSafe(|| handler.resize(num_blocks))) {
+                    Ok(result) => result.err().map(Err),
+                    Err(panic) => Some(Err(io::Error::other(format!("it panicked: {}", message(&*panic))))),
+                };
+            }
+            if result.is_none() {
+                match catch_unwind(AssertUnwindSafe(|| worker.resized())) {
+                    Ok(ended) => result = ended,
+                    // The next worker says how it has ended.
+                    Err(panic) => self.panicked(&*panic),
+                }
+            }
+            let Some(result) = result else { break };
+            any = true;
+            self.resizing = false;
+            if let Some((_, tell)) = self.resizes.pop_front() {
+                // Whoever lost patience has dropped the other end.
+                let _ = tell.send(result);
+            }
+        }
+        any
     }
 
     /// Ends what was offered and not taken, and asks the worker to end what it holds.
@@ -558,6 +593,7 @@ impl WorkerPoller {
     /// Lets go of the handler. The last worker ends it.
     fn stop(&mut self) {
         let Some(handler) = self.handler.take() else { return };
+        self.resizes.clear();
         self.drop_worker();
         self.shared.dead.store(true, Ordering::Release);
         let links = std::mem::take(&mut self.links);
@@ -607,6 +643,10 @@ impl Poller for WorkerPoller {
                 );
                 return Progress::Busy;
             }
+        }
+        if !self.resizes.is_empty() {
+            // Before requests from behind the change.
+            busy |= self.step_resizes();
         }
         if !self.batch.is_empty() {
             // The worker left these; their time may be up.

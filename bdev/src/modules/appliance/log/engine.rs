@@ -366,6 +366,17 @@ impl Engine {
         }
     }
 
+    /// A change to fewer blocks has failed: they are there as before.
+    pub fn unresize(&mut self, num_blocks: u64) {
+        self.config.num_blocks = num_blocks;
+    }
+
+    /// Gives up every request, and returns their payloads: nothing that is still asked of the base has to do with these.
+    pub fn abandon(&mut self) -> impl Iterator<Item = (u64, Buffers)> {
+        let ended = std::mem::take(&mut self.done).into_iter().map(|done| (done.tag, done.bufs));
+        ended.chain(std::mem::take(&mut self.jobs).into_iter().map(|(_, job)| (job.tag, job.bufs)))
+    }
+
     /// Whether nothing is asked of the base, and no request is left.
     pub fn is_quiet(&self) -> bool {
         self.jobs.is_empty()

@@ -2,12 +2,17 @@
 //!
 //! The store is opened while the device is made, so that whoever makes it is told why it cannot be. Should the worker panic, the
 //! next one waits until what the last one asked of the base has ended, and opens the store again, as after a crash of the process;
-//! what was acknowledged by a flush is there.
+//! whatever had been acknowledged is there, since it was written before, and the base has not lost its power. A request that the
+//! worker had fails.
+//!
+//! # A change of size
+//! has ended when it is durable: the size is saved with the configuration then, and a store that has blocks beyond it is refused.
+//! So the worker carries it out, behind the requests that came before it, while later ones wait.
 
-use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use appliance::request::in_panic;
 use appliance::{Batch, Capabilities, Handler, Request, RequestId, Worker, WorkerCx};
 use reactor::{Instant, Progress};
 use serde_json::{Map, Value, json};
@@ -36,8 +41,17 @@ struct Inner {
     base_block: u32,
     closer: Closer,
     seat: Mutex<Option<Seat>>,
-    resizes: Mutex<VecDeque<u64>>,
+    size: Mutex<Size>,
     shown: Mutex<Value>,
+}
+
+/// The size of the device; outlives workers.
+struct Size {
+    num_blocks: u64,
+    /// A change that is under way.
+    wanted: Option<u64>,
+    /// How it has ended, until somebody was told.
+    outcome: Option<io::Result<()>>,
 }
 
 /// What one worker leaves to the next.
@@ -152,12 +166,12 @@ pub(in crate::modules::appliance) async fn make(maker: Maker) -> Result<Arc<dyn 
     // Once is enough: a worker that opens the store again finds it formatted.
     let config = Config { format: false, accept_loss: false, ..config };
     let inner = Inner {
+        size: Mutex::new(Size { num_blocks: config.num_blocks, wanted: None, outcome: None }),
         config,
         base: options.base,
         base_block: below.block_size,
         closer: client.closer(),
         seat: Mutex::new(Some(Seat { client, opened: Some(opened) })),
-        resizes: Mutex::default(),
         shown: Mutex::new(Value::Null),
     };
     Ok(Arc::new(LogStore(Arc::new(inner))))
@@ -200,13 +214,15 @@ impl Handler for LogStore {
             Some(opened) => Phase::Running(Box::new(Engine::new(self.0.config.clone(), opened))),
             None => Phase::Draining,
         };
+        let size = lock(&self.0.size);
         Ok(Box::new(LogWorker {
             inner: Arc::clone(&self.0),
             client: Some(client),
             phase,
             requests: Slab::new(),
+            num_blocks: size.num_blocks,
+            wanted: size.wanted,
             resizing: false,
-            num_blocks: self.0.config.num_blocks,
             rounds: 0,
         }))
     }
@@ -216,8 +232,8 @@ impl Handler for LogStore {
             let text = format!("a log store has at most {MAX_BLOCKS} blocks");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        // This is the worker's thread: it takes note in this round, before any request from behind the change.
-        lock(&self.0.resizes).push_back(num_blocks);
+        // The worker finds it in this round, on this thread, and before any request from behind the change.
+        lock(&self.0.size).wanted = Some(num_blocks);
         Ok(())
     }
 
@@ -251,9 +267,11 @@ struct LogWorker {
     client: Option<BaseClient>,
     phase: Phase,
     requests: Slab<Request>,
-    /// A change of size is under way; requests wait.
-    resizing: bool,
     num_blocks: u64,
+    /// A change of size is to come or under way: requests wait.
+    wanted: Option<u64>,
+    /// The engine has it.
+    resizing: bool,
     rounds: u32,
 }
 
@@ -276,16 +294,12 @@ impl LogWorker {
     /// Goes on with opening the store again.
     fn open(&mut self) {
         if matches!(self.phase, Phase::Draining) && self.client.as_ref().is_some_and(|client| client.out() == 0) {
-            let config = Config { num_blocks: self.num_blocks, ..self.inner.config.clone() };
-            self.phase = Phase::Opening(Box::new(Recovery::new(config)));
+            self.phase = Phase::Opening(Box::new(Recovery::new(self.config())));
         }
         let Phase::Opening(recovery) = &mut self.phase else { return };
         match recovery.take_outcome() {
             None => {}
-            Some(Ok(opened)) => {
-                let config = Config { num_blocks: self.num_blocks, ..self.inner.config.clone() };
-                self.phase = Phase::Running(Box::new(Engine::new(config, opened)));
-            }
+            Some(Ok(opened)) => self.phase = Phase::Running(Box::new(Engine::new(self.config(), opened))),
             Some(Err(refusal)) => {
                 tracing::error!(base = self.inner.base, "the log store cannot be opened again: {refusal}");
                 self.phase = Phase::Refused;
@@ -293,16 +307,32 @@ impl LogWorker {
         }
     }
 
-    fn heed_resizes(&mut self) {
-        if self.resizing || !matches!(self.phase, Phase::Running(_)) {
-            return;
+    fn config(&self) -> Config {
+        Config { num_blocks: self.num_blocks, ..self.inner.config.clone() }
+    }
+
+    fn step_resize(&mut self) {
+        let Some(num_blocks) = self.wanted else { return };
+        match &mut self.phase {
+            Phase::Running(engine) if !self.resizing => {
+                self.resizing = true;
+                engine.resize(num_blocks, RESIZE);
+            }
+            Phase::Refused => self.end_resize(Err(io::Error::other("the store could not be opened again"))),
+            _ => {}
         }
-        let next = lock(&self.inner.resizes).pop_front();
-        if let (Some(num_blocks), Phase::Running(engine)) = (next, &mut self.phase) {
-            self.resizing = true;
+    }
+
+    fn end_resize(&mut self, result: io::Result<()>) {
+        let mut size = lock(&self.inner.size);
+        if let (Some(num_blocks), Ok(())) = (self.wanted, &result) {
+            size.num_blocks = num_blocks;
             self.num_blocks = num_blocks;
-            engine.resize(num_blocks, RESIZE);
+        } else if let Phase::Running(engine) = &mut self.phase {
+            engine.unresize(self.num_blocks);
         }
+        (size.wanted, self.wanted, self.resizing) = (None, None, false);
+        size.outcome = Some(result);
     }
 
     /// Asks the base for what is wanted of it.
@@ -327,20 +357,22 @@ impl LogWorker {
     /// Ends what has ended.
     fn complete(&mut self) -> bool {
         let Phase::Running(engine) = &mut self.phase else { return false };
-        let mut any = false;
+        let (mut any, mut resized) = (false, None);
         while let Some(done) = engine.take_done() {
             any = true;
             if done.tag == RESIZE {
-                self.resizing = false;
-                if !done.status.is_success() {
-                    let status = done.status;
-                    tracing::error!(%status, "log store: what is behind the new end could not be forgotten");
-                }
+                resized = Some(done.status);
                 continue;
             }
             let mut request = self.requests.remove(done.tag as usize);
             *request.bufs_mut() = done.bufs;
             request.complete(done.status);
+        }
+        if let Some(status) = resized {
+            self.end_resize(match status {
+                IoStatus::Success => Ok(()),
+                failed => Err(io::Error::other(format!("what is behind the new end could not be forgotten: {failed}"))),
+            });
         }
         any
     }
@@ -379,10 +411,8 @@ impl LogWorker {
 
 impl Worker for LogWorker {
     fn submit(&mut self, batch: &mut Batch) {
-        // A change of size comes before the requests that were let in by it.
-        self.heed_resizes();
         let engine = match &mut self.phase {
-            Phase::Running(engine) if !self.resizing => engine,
+            Phase::Running(engine) if self.wanted.is_none() => engine,
             Phase::Refused => return batch.complete_all(IoStatus::Failed),
             _ => return,
         };
@@ -407,7 +437,7 @@ impl Worker for LogWorker {
     fn poll(&mut self, _: Instant) -> Progress {
         let mut busy = self.take_answers();
         self.open();
-        self.heed_resizes();
+        self.step_resize();
         busy |= self.feed();
         busy |= self.complete();
         self.rounds += u32::from(busy);
@@ -421,8 +451,16 @@ impl Worker for LogWorker {
         if self.rounds > 0 || lock(&self.inner.shown).is_null() {
             self.show();
         }
-        let waits = self.client.as_ref().is_none_or(|client| !client.has_answers());
-        waits && (self.resizing || lock(&self.inner.resizes).is_empty())
+        // Who asked for another size is told in the next round.
+        let told = lock(&self.inner.size).outcome.is_none();
+        told && self.client.as_ref().is_none_or(|client| !client.has_answers())
+    }
+
+    fn resized(&mut self) -> Option<io::Result<()>> {
+        let mut size = lock(&self.inner.size);
+        self.wanted = size.wanted;
+        // One that this worker finds ended was ended by the one before it, or just now.
+        if self.wanted.is_none() { Some(size.outcome.take().unwrap_or(Ok(()))) } else { None }
     }
 
     fn abort(&mut self, request: RequestId) {
@@ -445,8 +483,21 @@ impl Worker for LogWorker {
 
 impl Drop for LogWorker {
     fn drop(&mut self) {
+        if let Phase::Running(engine) = &mut self.phase {
+            for (tag, bufs) in engine.abandon() {
+                // None has that of a change of size.
+                if let Some(request) = self.requests.get_mut(tag as usize) {
+                    *request.bufs_mut() = bufs;
+                }
+            }
+        }
         for request in self.requests.drain() {
-            request.complete(IoStatus::Aborted);
+            if in_panic() {
+                // It fails, and the log says which it was.
+                drop(request);
+            } else {
+                request.complete(IoStatus::Aborted);
+            }
         }
         if let Some(client) = self.client.take() {
             *lock(&self.inner.seat) = Some(Seat { client, opened: None });
