@@ -9,6 +9,7 @@ use nvmf::spec::log::AnaState;
 use reactor::Instant;
 use slab::Slab;
 
+use crate::claims::{Claims, Extent};
 use crate::disk::Disk;
 use crate::part::LocalPath;
 use crate::path::PathState;
@@ -42,36 +43,8 @@ pub(crate) struct Route {
 pub(crate) struct Waiting {
     pub io: Io,
     pub retries: u8,
-    /// Its hold, if it was held once.
-    pub hold: Option<u64>,
-}
-
-/// The blocks that a command which was held once changes, and reads, until it completes.
-struct Hold {
-    id: u64,
-    extent: Extent,
-}
-
-#[derive(Clone, Copy)]
-struct Extent {
-    target: (u64, u64),
-    source: Option<(u64, u64)>,
-}
-
-impl Extent {
-    fn of(io: &Io) -> Extent {
-        let source = match io.op() {
-            Op::Copy { source_lba } => Some((source_lba, io.blocks())),
-            _ => None,
-        };
-        Extent { target: (io.lba(), io.blocks()), source }
-    }
-
-    /// Whether one changes what the other reads or writes.
-    fn conflicts(&self, other: &Extent) -> bool {
-        let meets = |source: Option<(u64, u64)>, target| source.is_some_and(|source| overlap(source, target));
-        overlap(self.target, other.target) || meets(self.source, other.target) || meets(other.source, self.target)
-    }
+    /// Its claim, if it writes and was sent before.
+    pub claim: Option<usize>,
 }
 
 /// A command whose fate is unknown.
@@ -83,8 +56,8 @@ pub(crate) struct Held {
     pub number: u64,
     /// The order of submission.
     pub turn: u64,
-    /// Its hold.
-    pub hold: u64,
+    /// Its claim.
+    pub claim: Option<usize>,
 }
 
 /// The head.
@@ -96,18 +69,14 @@ pub(crate) struct Head {
     memory: Memory,
     pub waiting: VecDeque<Waiting>,
     pub held: Vec<Held>,
-    /// One for each command that is held, or was and has not completed since.
-    holds: Vec<Hold>,
-    /// What overlaps one of these, or something before it in here.
+    /// One for each command that writes, from when it is sent first until it completes.
+    claims: Claims,
+    /// What conflicts with one of these, or with something before it in here.
     behind: VecDeque<Waiting>,
     /// Since when only access states keep it from going on.
     blocked_since: Option<Instant>,
     /// Its channel is called soon.
     pub called: bool,
-}
-
-fn overlap(a: (u64, u64), b: (u64, u64)) -> bool {
-    a.0 < b.0.saturating_add(b.1) && b.0 < a.0.saturating_add(a.1)
 }
 
 /// Whether doing it twice is doing it once.
@@ -126,7 +95,7 @@ impl Head {
             memory: Memory::default(),
             waiting: VecDeque::new(),
             held: Vec::new(),
-            holds: Vec::new(),
+            claims: Claims::default(),
             behind: VecDeque::new(),
             blocked_since: None,
             called: false,
@@ -158,31 +127,43 @@ impl Head {
     }
 
     /// Whether an I/O that comes now has to take its place behind others.
+    #[inline]
     pub fn must_queue(&self, io: &Io) -> bool {
         !self.waiting.is_empty() || self.is_behind(io)
     }
 
-    /// Whether `io` writes what overlaps a hold, or something behind one.
+    /// Whether `io` writes what is claimed, or what something behind a claim is to have first.
+    #[inline]
     fn is_behind(&self, io: &Io) -> bool {
-        if self.holds.is_empty() || !io.op().modifies() {
+        if !io.op().modifies() {
             return false;
         }
         let extent = Extent::of(io);
-        self.holds.iter().any(|hold| extent.conflicts(&hold.extent))
-            || self.behind.iter().any(|behind| extent.conflicts(&Extent::of(&behind.io)))
+        self.claims.conflict(&extent) || self.behind.iter().any(|behind| extent.conflicts(&Extent::of(&behind.io)))
+    }
+
+    /// `io` is sent, for the first time or again.
+    #[inline]
+    pub fn claim(&mut self, io: &Io, claim: Option<usize>) -> Option<usize> {
+        claim.or_else(|| io.op().modifies().then(|| self.claims.add(Extent::of(io))))
     }
 
     /// The fate of a command is unknown.
-    pub fn hold(&mut self, held: Held, hold: Option<u64>) {
-        if hold.is_none() {
-            self.holds.push(Hold { id: held.turn, extent: Extent::of(&held.io) });
-        }
-        self.held.push(Held { hold: hold.unwrap_or(held.turn), ..held });
+    pub fn hold(&mut self, held: Held) {
+        self.held.push(held);
     }
 
-    /// A command that was held once has completed: what is behind it may go on.
-    pub fn end_hold(&mut self, id: u64) {
-        self.holds.retain(|hold| hold.id != id);
+    /// A command has completed: what is behind it may go on.
+    #[inline]
+    pub fn end_claim(&mut self, claim: Option<usize>) {
+        let Some(claim) = claim else { return };
+        self.claims.end(claim);
+        if !self.behind.is_empty() {
+            self.look_behind();
+        }
+    }
+
+    fn look_behind(&mut self) {
         for waiting in std::mem::take(&mut self.behind) {
             if self.is_behind(&waiting.io) {
                 self.behind.push_back(waiting);
@@ -200,7 +181,7 @@ impl Head {
 
     /// Keeps what overlaps something that is held, and gives everything else back.
     pub fn keep_behind(&mut self, waiting: Waiting) -> Option<Waiting> {
-        if waiting.hold.is_some() || !self.is_behind(&waiting.io) {
+        if waiting.claim.is_some() || !self.is_behind(&waiting.io) {
             return Some(waiting);
         }
         self.behind.push_back(waiting);
@@ -280,9 +261,9 @@ impl Head {
         freed.sort_by_key(|held| std::cmp::Reverse(held.turn));
         for held in freed {
             if is_idempotent(&held.io) {
-                self.waiting.push_front(Waiting { io: held.io, retries: 0, hold: Some(held.hold) });
+                self.waiting.push_front(Waiting { io: held.io, retries: 0, claim: held.claim });
             } else {
-                self.end_hold(held.hold);
+                self.end_claim(held.claim);
                 sink(held.io, IoStatus::Aborted);
             }
         }
@@ -292,9 +273,7 @@ impl Head {
     pub fn no_path(&mut self, paths: &Slab<LocalPath>, now: Instant, sink: &mut dyn FnMut(Io, IoStatus)) {
         if !self.may_recover(paths, now) {
             for waiting in std::mem::take(&mut self.waiting) {
-                if let Some(hold) = waiting.hold {
-                    self.end_hold(hold);
-                }
+                self.end_claim(waiting.claim);
                 sink(waiting.io, NO_PATH);
             }
         }
@@ -324,16 +303,14 @@ impl Head {
             Some(index) => self.waiting.remove(index),
             None => self.behind.iter().position(is_it).and_then(|index| self.behind.remove(index)),
         }?;
-        if let Some(hold) = waiting.hold {
-            self.end_hold(hold);
-        }
+        self.end_claim(waiting.claim);
         Some(waiting.io)
     }
 
     /// Takes all that waits.
     pub fn take_all(&mut self) -> Vec<Io> {
         let all: Vec<Waiting> = self.waiting.drain(..).chain(self.behind.drain(..)).collect();
-        all.iter().filter_map(|waiting| waiting.hold).for_each(|hold| self.end_hold(hold));
+        all.iter().for_each(|waiting| self.end_claim(waiting.claim));
         all.into_iter().map(|waiting| waiting.io).collect()
     }
 }

@@ -13,6 +13,7 @@
 //! | [`home`] | a path's control state machine, on one reactor |
 //! | [`part`] | one reactor's queues, and the I/O on them |
 //! | [`head`] | one reactor's way into one bdev: choice of the path, waiting, holding |
+//! | [`claims`] | which blocks are being changed: what overlaps waits |
 //! | [`policy`] | which path is chosen |
 //! | [`disk`] | the bdev |
 //! | [`scout`] | a discovery controller whose log is followed |
@@ -29,9 +30,10 @@
 //!   which hears nothing, has ended the association by then (Base 3.9 and 9.6).
 //! - A held write, write-zeroes, unmap or copy is then sent again; a compare-and-write would do something else the second
 //!   time and ends as aborted.
-//! - What overlaps a held write, is submitted on the same reactor and writes waits until that one has completed. Writes
-//!   that overlap and were outstanding at once before one was lost, or are submitted on several reactors, have no order, as
-//!   everywhere in the layer: what was lost may show, be overwritten, and show again until it completes.
+//! - What writes waits while something that overlaps it and was submitted before it on the same reactor has not completed.
+//!   Otherwise a write that is sent twice could have another one between its two executions: what was acknowledged, and read,
+//!   would change back. Writes that are outstanding at once on several reactors have no order, as everywhere in the layer: of
+//!   those that overlap and of which one is sent again, the other may show in between, until both have completed.
 //!
 //! So a write that has been completed, well or badly, never lands afterwards: what was acknowledged is only overwritten by
 //! what was submitted later, or was outstanding beside it.
@@ -45,6 +47,7 @@
 //! the controller gives (ANATT).
 #![forbid(unsafe_code)]
 
+pub mod claims;
 pub mod disk;
 pub mod head;
 pub mod home;

@@ -84,8 +84,8 @@ struct Flight {
     number: u64,
     turn: u64,
     retries: u8,
-    /// Its hold, if it was held once.
-    hold: Option<u64>,
+    /// Its claim, if it writes.
+    claim: Option<usize>,
     /// Commands that have not come back: two for a fused operation.
     left: u8,
     lost: bool,
@@ -264,7 +264,7 @@ impl Part {
     #[inline]
     pub(crate) fn submit(&mut self, key: usize, io: Io, now: Instant) -> bool {
         let head = &mut self.heads[key];
-        let waiting = Waiting { io, retries: 0, hold: None };
+        let waiting = Waiting { io, retries: 0, claim: None };
         if head.must_queue(&waiting.io) {
             head.queue(waiting);
         } else if let Err(waiting) = self.start(key, waiting, now) {
@@ -285,11 +285,12 @@ impl Part {
         self.turn += 1;
         let entry = self.flights.vacant_entry();
         let user = (entry.key() as u64) << 1;
-        let Waiting { mut io, retries, hold } = waiting;
+        let Waiting { mut io, retries, claim } = waiting;
+        let claim = head.claim(&io, claim);
         let left = send(&mut local.queue, user, nsid, &mut io, now);
         let (number, turn) = (local.association.number, self.turn);
         let status = Status::SUCCESS;
-        entry.insert(Flight { io, head: key, path: place, number, turn, retries, hold, left, lost: false, status });
+        entry.insert(Flight { io, head: key, path: place, number, turn, retries, claim, left, lost: false, status });
         Ok(())
     }
 
@@ -401,11 +402,11 @@ impl Part {
             // The controller ends; what it has done by then it does not say.
             return self.lost(flight);
         }
-        let Flight { mut io, head, path, retries, hold, .. } = flight;
+        let Flight { mut io, head, path, retries, claim, .. } = flight;
         let head = &mut self.heads[head];
         if status.sct() == PATH_RELATED || status.same_code(Status::COMMAND_SEQUENCE_ERROR) {
-            let Some(Waiting { io, .. }) = head.path_error(path, Waiting { io, retries, hold }, now) else { return };
-            hold.into_iter().for_each(|hold| head.end_hold(hold));
+            let Some(Waiting { io, .. }) = head.path_error(path, Waiting { io, retries, claim }, now) else { return };
+            head.end_claim(claim);
             return sink(io, to_io_status(status));
         }
         if let (Op::Copy { source_lba }, true) = (io.op(), status.is_success())
@@ -413,10 +414,10 @@ impl Part {
         {
             io.set_range(lba, blocks);
             io.set_op(Op::Copy { source_lba });
-            head.waiting.push_front(Waiting { io, retries: 0, hold });
+            head.waiting.push_front(Waiting { io, retries: 0, claim });
             return;
         }
-        hold.into_iter().for_each(|hold| head.end_hold(hold));
+        head.end_claim(claim);
         sink(io, to_io_status(status));
     }
 
@@ -425,10 +426,10 @@ impl Part {
         let head = &mut self.heads[flight.head];
         if flight.io.op().modifies() {
             self.paths[flight.path].refs += 1;
-            let Flight { io, path, number, turn, hold, .. } = flight;
-            head.hold(Held { io, path, number, turn, hold: turn }, hold);
+            let Flight { io, path, number, turn, claim, .. } = flight;
+            head.hold(Held { io, path, number, turn, claim });
         } else {
-            head.waiting.push_front(Waiting { io: flight.io, retries: flight.retries, hold: None });
+            head.waiting.push_front(Waiting { io: flight.io, retries: flight.retries, claim: None });
         }
     }
 

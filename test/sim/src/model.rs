@@ -10,6 +10,10 @@
 //! invoked after it is ordered after this one. Usually both are the same. Write *b* hides write *a* from a read that began
 //! after `b.done` when `b.invoked > a.before`.
 //!
+//! Two writes that were outstanding at once may be ordered either way, but each takes effect once: when a read has shown that
+//! *a* had taken effect, and a later one that *b* has replaced it, *b* is ordered behind *a* from then on, and no read may
+//! find *a* again.
+//!
 //! A compare-and-write that succeeded against the contents of *a* is ordered directly behind it: its `before` is that of
 //! *a*. So when another write came between its halves, a read will find what it must not.
 //!
@@ -43,11 +47,16 @@ struct Write {
     chain: (u64, u64),
     /// Contents that may have survived a power failure, of which only one did.
     ambiguous: bool,
+    /// Writes, by token, that reads have shown to be ordered before this one although neither waited for the other.
+    after: Vec<u64>,
 }
 
 impl Write {
     /// Whether it is certainly ordered after `other`.
     fn is_after(&self, other: &Write) -> bool {
+        if self.after.contains(&other.token) {
+            return true;
+        }
         if self.chain.0 == other.chain.0 { self.chain.1 > other.chain.1 } else { self.invoked > other.before }
     }
 }
@@ -151,6 +160,7 @@ impl Model {
             token: 0,
             chain: (0, 0),
             ambiguous: false,
+            after: Vec::new(),
         };
         self.blocks.resize(blocks as usize, vec![zero]);
     }
@@ -186,6 +196,7 @@ impl Model {
                 token,
                 chain: (token, 0),
                 ambiguous: false,
+                after: Vec::new(),
             });
         }
         WriteToken(token)
@@ -272,9 +283,15 @@ impl Model {
                 "block {lba} has write {stamp}, which it cannot have for a read from {began} to {now}: {block:?}"
             )),
             [one] => {
+                // A write takes effect once: what had taken effect before the read began, and is not there, was before.
+                let is_before = |write: &&Write| write.token != one && write.done < began;
+                let before: Vec<u64> = block.iter().filter(is_before).map(|write| write.token).collect();
                 let write = block.iter_mut().find(|write| write.token == one).expect("it was just found");
                 write.done = write.done.min(now);
                 write.before = write.before.min(now);
+                write.after = before.into_iter().chain(std::mem::take(&mut write.after)).collect();
+                write.after.sort_unstable();
+                write.after.dedup();
                 if write.ambiguous {
                     block.retain(|write| !write.ambiguous || write.token == one);
                 }
@@ -297,8 +314,24 @@ impl Model {
             !a.open && block.iter().any(gone)
         };
         let keep: Vec<bool> = block.iter().map(|write| !hidden(write)).collect();
+        if keep.iter().all(|keep| *keep) {
+            return;
+        }
+        // Whoever is after one that is forgotten is after those that it is after.
+        for at in (0..block.len()).filter(|at| !keep[*at]) {
+            let gone = block[at].clone();
+            for write in block.iter_mut().filter(|write| write.token != gone.token && write.is_after(&gone)) {
+                write.after.extend(&gone.after);
+            }
+        }
         let mut keep = keep.into_iter();
         block.retain(|_| keep.next().unwrap_or(true));
+        let left: Vec<u64> = block.iter().map(|write| write.token).collect();
+        for write in block.iter_mut() {
+            write.after.retain(|token| left.contains(token));
+            write.after.sort_unstable();
+            write.after.dedup();
+        }
     }
 
     /// A flush begins; its moment goes to [`Model::flushed`].
@@ -418,6 +451,7 @@ impl Model {
                 write.acked = now;
                 write.kept = now;
                 write.ambiguous = true;
+                write.after.clear();
                 write.chain = (write.token, 0);
             }
         }
@@ -518,6 +552,35 @@ mod tests {
         assert!(model.was_read(read, 0, &block(b, 0)).is_err());
         let read = model.read();
         model.was_read(read, 0, &block(c, 0)).unwrap();
+    }
+
+    #[test]
+    fn a_write_takes_effect_once() {
+        let mut model = model();
+        let (a, b) = (model.stamp(), model.stamp());
+        let (first, second) = (model.write(a, 0, 1), model.write(b, 0, 1));
+        let see = |model: &mut Model, stamp| {
+            let read = model.read();
+            model.was_read(read, 0, &block(stamp, 0))
+        };
+        see(&mut model, a).unwrap();
+        let both = (model.read(), model.read());
+        see(&mut model, b).unwrap();
+        // Reads that began before may have seen either.
+        model.was_read(both.0, 0, &block(a, 0)).unwrap();
+        model.was_read(both.1, 0, &block(b, 0)).unwrap();
+        assert!(see(&mut model, a).is_err(), "it was replaced");
+        model.wrote(second, 0, 1, false);
+        model.wrote(first, 0, 1, false);
+        assert!(see(&mut model, a).is_err(), "it was replaced, whenever it was acknowledged");
+        see(&mut model, b).unwrap();
+        // Neither was seen: both are possible, until one is.
+        let (c, d) = (model.stamp(), model.stamp());
+        let (third, fourth) = (model.write(c, 0, 1), model.write(d, 0, 1));
+        model.wrote(third, 0, 1, false);
+        model.wrote(fourth, 0, 1, false);
+        see(&mut model, c).unwrap();
+        assert!(see(&mut model, d).is_err());
     }
 
     #[test]

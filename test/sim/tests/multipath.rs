@@ -120,7 +120,8 @@ impl Stage {
             let blocks = system.get(&name).expect("it is there").device().geometry().num_blocks;
             let device = Device::open(&system, &name, blocks, false);
             let (operations, max_blocks) = (100 + self.rng.below(200), 1 + self.rng.below(8));
-            let load = LoadConfig { operations, depth: 1, max_blocks, ..LoadConfig::default() };
+            let depth = 1 + self.rng.below(8) as usize;
+            let load = LoadConfig { operations, depth, max_blocks, ..LoadConfig::default() };
             let reactor = self.rng.below(self.world.reactor_count() as u64) as usize;
             Load::start(&mut self.world, reactor, &device, load, self.rng.next_u64());
             devices.push(device);
