@@ -253,7 +253,7 @@ impl Bdev for Disk {
                 let identity = view.identity.as_deref();
                 let text = |bytes: &[u8]| nvmf::spec::shown_text(bytes);
                 json!({
-                    "trid": crate::rpc::trid(&path.address),
+                    "trid": crate::rpc::trid(&path.addresses()[0]),
                     "ns_data": { "id": nsid, "can_share": true },
                     "ctrlr_data": identity.map(|identity| json!({
                         "cntlid": view.association.as_ref().map_or(0, |association| association.cntlid),

@@ -7,10 +7,14 @@
 //!      |   v                          v                                           v         v        v
 //!     Waiting <-----------------------+-----------------------------------> Waiting   Disabled   Down
 //! ```
+//! A path may have several ports, of which one is used. When it fails, the others are tried, each once, before the policy
+//! counts a failed attempt; what works is used until it fails.
+//!
 //! An association that takes no more commands is kept on a list until it is fenced (see the crate's documentation): its
 //! queues have closed on every reactor, and its controller has acknowledged the end or had the time to notice it.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -66,10 +70,23 @@ struct Ending {
     closed: Option<Instant>,
 }
 
+/// A port of a path's controller.
+pub struct Port {
+    /// Where it is.
+    pub socket: SocketAddr,
+    /// What connects to it.
+    pub connector: Arc<dyn Connector>,
+}
+
 /// The state machine.
 pub struct Home {
     path: Arc<Path>,
-    connector: Arc<dyn Connector>,
+    /// The ports at which the path can be had.
+    ports: Vec<Port>,
+    /// The one that is used, or tried.
+    port: usize,
+    /// Ports that were tried since the policy was asked last.
+    tried: usize,
     options: Options,
     key: u64,
     phase: Phase,
@@ -90,7 +107,7 @@ impl Home {
     /// A path that begins to connect; `first` is told how that went. Its admin queue is watched under `key`.
     pub fn new(
         path: Arc<Path>,
-        connector: Arc<dyn Connector>,
+        port: Port,
         options: Options,
         key: u64,
         first: Reply<Result<(), String>>,
@@ -100,7 +117,9 @@ impl Home {
         let options = Options { reconnect: ReconnectPolicy::NEVER, ..options };
         let mut home = Home {
             path,
-            connector,
+            ports: vec![port],
+            port: 0,
+            tried: 0,
             options,
             key,
             phase: Phase::Connecting,
@@ -132,7 +151,59 @@ impl Home {
     fn connect(&mut self, now: Instant) {
         self.kato = None;
         self.phase = Phase::Connecting;
-        self.controller = Some(Controller::new(Arc::clone(&self.connector), self.options.clone(), self.key, now));
+        let port = &self.ports[self.port];
+        if self.path.view().socket != Some(port.socket) {
+            self.path.publish(|view| view.socket = Some(port.socket));
+        }
+        self.controller = Some(Controller::new(Arc::clone(&port.connector), self.options.clone(), self.key, now));
+    }
+
+    /// Another port, for when the one that is used fails.
+    pub fn add_port(&mut self, port: Port) {
+        self.path.add_port(port.socket);
+        self.ports.push(port);
+    }
+
+    /// A port is not to be used any more; if it is being used, another one is.
+    pub fn remove_port(
+        &mut self,
+        socket: SocketAddr,
+        reply: Reply<Result<(), String>>,
+        now: Instant,
+        watches: &mut dyn Watches,
+    ) {
+        let Some(at) = self.ports.iter().position(|port| port.socket == socket) else { return reply.send(Ok(())) };
+        if self.ports.len() == 1 {
+            return reply.send(Err("it is the only port that the path has".into()));
+        }
+        self.ports.remove(at);
+        self.path.remove_port(socket);
+        self.tried = 0;
+        if at != self.port {
+            self.port -= usize::from(at < self.port);
+            return reply.send(Ok(()));
+        }
+        self.port %= self.ports.len();
+        match self.phase {
+            Phase::Live => {
+                self.waiters.push(reply);
+                self.begin_end(Then::Reconnect, now);
+            }
+            Phase::Connecting => {
+                self.end_association(false, watches);
+                self.phase = Phase::Waiting(now);
+                reply.send(Ok(()));
+            }
+            _ => reply.send(Ok(())),
+        }
+    }
+
+    /// The port that was used has failed: it is the next one's turn. Whether that is to be tried before the policy counts a
+    /// failure.
+    fn next_port(&mut self) -> bool {
+        self.port = (self.port + 1) % self.ports.len();
+        self.tried += 1;
+        self.recovery.lost_at().is_some() && self.tried < self.ports.len()
     }
 
     /// Does what there is to do; whether that was anything.
@@ -336,6 +407,11 @@ impl Home {
     }
 
     fn try_again(&mut self, error: Option<String>, now: Instant) {
+        if error.is_some() && self.next_port() {
+            self.phase = Phase::Waiting(now);
+            return self.path.publish(|view| view.error = error);
+        }
+        self.tried = 0;
         match self.recovery.failed(now) {
             Next::TryAt(at) => {
                 let short = self.recovery.lost_at() == Some(now) && now.since(self.live_since) < SHORT_LIFE;

@@ -59,4 +59,4 @@ pub mod scout;
 pub mod system;
 
 pub use part::Part;
-pub use system::InitiatorSystem;
+pub use system::{InitiatorError, InitiatorSystem};

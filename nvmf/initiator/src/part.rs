@@ -10,6 +10,7 @@
 //! - A local path is kept as long as a head has it among its routes, or an I/O is held because of it.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +26,7 @@ use slab::Slab;
 
 use crate::disk::Disk;
 use crate::head::{Head, Held, Waiting};
-use crate::home::{Home, Then};
+use crate::home::{Home, Port, Then};
 use crate::path::{Association, Path, View};
 use crate::policy::Choice;
 use crate::scout::{Post, Scout};
@@ -163,14 +164,14 @@ impl Part {
     pub fn add_home(
         &mut self,
         path: Arc<Path>,
-        connector: Arc<dyn Connector>,
+        port: Port,
         options: Options,
         first: Reply<Result<(), String>>,
         now: Instant,
     ) {
         let entry = self.homes.vacant_entry();
         let key = watch_key(entry.key(), HOME);
-        entry.insert(Home::new(path, connector, options, key, first, now));
+        entry.insert(Home::new(path, port, options, key, first, now));
     }
 
     fn home(&mut self, id: u64) -> Option<&mut Home> {
@@ -184,6 +185,21 @@ impl Part {
             Some(home) => home.end(then, reply, now, &mut Watching { cx, poller }),
             None if then == Then::Detach => reply.send(Ok(())),
             None => reply.send(Err("the path is gone".into())),
+        }
+        self.wake_others();
+    }
+
+    /// Adds a port to a path; whether the path is there.
+    pub fn add_port(&mut self, id: u64, port: Port) -> bool {
+        self.home(id).map(|home| home.add_port(port)).is_some()
+    }
+
+    /// Takes a port from a path; see [`Home::remove_port`].
+    pub fn remove_port(&mut self, cx: &mut Context, id: u64, socket: SocketAddr, reply: Reply<Result<(), String>>) {
+        let (now, poller) = (cx.now(), self.poller);
+        match self.home(id) {
+            Some(home) => home.remove_port(socket, reply, now, &mut Watching { cx, poller }),
+            None => reply.send(Ok(())),
         }
         self.wake_others();
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nvmf::host::{Namespace, QueueParams};
 use nvmf::spec::identify::IdentifyController;
@@ -29,11 +29,6 @@ impl Address {
     /// Address family in the words of RPCs.
     pub fn family(&self) -> &'static str {
         if self.socket.is_ipv4() { "IPv4" } else { "IPv6" }
-    }
-
-    /// Whether both name the same port of the same subsystem.
-    pub fn is_same_port(&self, other: &Address) -> bool {
-        self.socket == other.socket && self.subnqn == other.subnqn
     }
 }
 
@@ -93,6 +88,8 @@ pub struct Association {
 pub struct View {
     /// What the path is doing.
     pub state: PathState,
+    /// Which of its ports is connected, or tried; `None` before the first attempt.
+    pub socket: Option<SocketAddr>,
     /// The association that takes commands.
     pub association: Option<Arc<Association>>,
     /// Number of the association that takes no more commands, but ends the ones that it has.
@@ -122,7 +119,7 @@ pub type OnNews = Box<dyn Fn() + Send + Sync>;
 pub struct Path {
     /// Names it for as long as the process runs.
     pub id: u64,
-    /// Where it leads.
+    /// Where it leads: the port that it began with.
     pub address: Address,
     /// The reactor with its admin queue.
     pub home: ReactorId,
@@ -130,6 +127,8 @@ pub struct Path {
     pub broken: AtomicU64,
     /// It is being detached: its namespaces are not to become bdevs.
     pub leaving: AtomicBool,
+    /// The ports at which it can be had: one of them is used, the others when that one fails.
+    ports: Mutex<Vec<SocketAddr>>,
     generation: AtomicU64,
     view: Mutex<Arc<View>>,
     on_news: OnNews,
@@ -140,6 +139,7 @@ impl Path {
     pub fn new(id: u64, address: Address, home: ReactorId, on_news: OnNews) -> Arc<Path> {
         Arc::new(Path {
             id,
+            ports: Mutex::new(vec![address.socket]),
             address,
             home,
             broken: AtomicU64::new(0),
@@ -148,6 +148,33 @@ impl Path {
             view: Mutex::default(),
             on_news,
         })
+    }
+
+    fn lock_ports(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The ports at which it can be had, as addresses: the one that is used or tried first.
+    pub fn addresses(&self) -> Vec<Address> {
+        let used = self.view().socket;
+        let mut ports = self.lock_ports().clone();
+        ports.sort_by_key(|port| Some(*port) != used);
+        ports.into_iter().map(|socket| Address { socket, ..self.address.clone() }).collect()
+    }
+
+    /// Another port at which it can be had comes.
+    pub(crate) fn add_port(&self, port: SocketAddr) {
+        self.lock_ports().push(port);
+    }
+
+    /// A port goes.
+    pub(crate) fn remove_port(&self, port: SocketAddr) {
+        self.lock_ports().retain(|known| *known != port);
+    }
+
+    /// Whether it can be had at that port of that subsystem.
+    pub fn is_at(&self, address: &Address) -> bool {
+        self.address.subnqn == address.subnqn && self.lock_ports().contains(&address.socket)
     }
 
     /// Counts what was published.

@@ -30,7 +30,7 @@ const METHODS: &[Method<InitiatorSystem>] = &[
         Box::pin(get_controllers(s, p))
     })
     .params(&[Param::optional("name", Kind::Str, "Name of the one to show")])
-    .result("array of {name, ctrlrs: [{state, cntlid, trid, host}]}"),
+    .result("array of {name, ctrlrs: [{state, cntlid, trid, alternate_trids?, host}]}"),
     Method::new("bdev_nvme_reset_controller", "End a controller's connections and make new ones.", |s, p| {
         Box::pin(reset(s, p))
     })
@@ -114,12 +114,17 @@ fn show_path(path: &Arc<Path>) -> Value {
         (None, Some(identity)) => identity.cntlid.get(),
         (None, None) => 0,
     };
-    json!({
+    let trids: Vec<Value> = path.addresses().iter().map(trid).collect();
+    let mut shown = json!({
         "state": view.state.name(),
         "cntlid": cntlid,
-        "trid": trid(&path.address),
+        "trid": trids[0],
         "host": { "nqn": path.address.hostnqn, "addr": "", "svcid": "" },
-    })
+    });
+    if trids.len() > 1 {
+        shown["alternate_trids"] = trids[1..].into();
+    }
+    shown
 }
 
 fn show_group(group: &Group) -> Value {

@@ -13,6 +13,7 @@ mod follow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -26,7 +27,7 @@ use schema::ConfigEntry;
 use serde_json::{Value, json};
 
 use crate::disk::Disk;
-use crate::home::Then;
+use crate::home::{Port, Then};
 use crate::part::Part;
 use crate::path::{Address, Path};
 use crate::policy::Mode;
@@ -46,7 +47,7 @@ pub const MAX_PATHS: usize = 16;
 pub enum Multipath {
     /// There is none: the name has to be new.
     Disable,
-    /// To have another way when the first is lost.
+    /// To have another port when the one that is used fails: there is one connection at a time.
     Failover,
     /// To be used as the policy says.
     Multipath,
@@ -117,8 +118,8 @@ pub struct Member {
     pub path: Arc<Path>,
     /// The discovery service that has found it.
     owner: Option<Weak<Service>>,
-    /// The call that made it.
-    params: Value,
+    /// The calls that made it: one for each port.
+    calls: Vec<(SocketAddr, Value)>,
 }
 
 #[derive(Debug, Default)]
@@ -313,10 +314,14 @@ impl InitiatorSystem {
         if old.hostnqn != new.hostnqn {
             return Err(InitiatorError::OtherHost { name, is: old.hostnqn.clone() });
         }
-        if inner.members.iter().any(|member| member.path.address.is_same_port(new)) {
+        if inner.members.iter().any(|member| member.path.is_at(new)) {
             return Err(InitiatorError::SamePath { name, path: new.to_string() });
         }
-        if inner.members.len() >= MAX_PATHS {
+        if request.multipath == Multipath::Failover && inner.members.len() > 1 {
+            return Err(InitiatorError::SeveralPaths { name });
+        }
+        let ports: usize = inner.members.iter().map(|member| member.calls.len()).sum();
+        if ports >= MAX_PATHS {
             return Err(InitiatorError::TooMany { what: "paths of a controller", limit: MAX_PATHS });
         }
         Ok(())
@@ -329,12 +334,70 @@ impl InitiatorSystem {
             let _ = self.end(&path, Then::Detach).await;
             return Err(error);
         }
-        let member = Member { path: Arc::clone(&path), owner: request.owner, params: request.params };
-        group.inner().members.push(member);
+        let call = (request.address.socket, request.params);
+        let first = group.paths().into_iter().next().filter(|_| request.multipath == Multipath::Failover);
+        let path = match first {
+            None => {
+                let member = Member { path: Arc::clone(&path), owner: request.owner, calls: vec![call] };
+                group.inner().members.push(member);
+                path
+            }
+            // It was only to be seen that it leads to the same.
+            Some(first) => {
+                self.end(&path, Then::Detach).await?;
+                self.add_port(group, &first, request.digests, call).await?;
+                first
+            }
+        };
         self.follow(group).await;
         let disks = group.disks();
         let on_path = |disk: &&Arc<Disk>| disk.paths().iter().any(|route| Arc::ptr_eq(&route.path, &path));
         Ok(disks.iter().filter(on_path).map(|disk| disk.name.clone()).collect())
+    }
+
+    fn connector(&self, socket: SocketAddr, digests: (bool, bool)) -> Arc<TcpConnector> {
+        let network = self.bdevs.platform().network();
+        Arc::new(TcpConnector { network, address: socket, header_digest: digests.0, data_digest: digests.1 })
+    }
+
+    /// Gives a path another port.
+    async fn add_port(
+        &self,
+        group: &Group,
+        path: &Arc<Path>,
+        digests: (bool, bool),
+        call: (SocketAddr, Value),
+    ) -> Result<(), InitiatorError> {
+        let (id, socket) = (path.id, call.0);
+        let port = Port { socket, connector: self.connector(socket, digests) };
+        let home = &self.bdevs.reactors()[path.home.0 as usize];
+        if !home.call(move |cx| Part::of(cx).borrow_mut().add_port(id, port)).await? {
+            return Err(InitiatorError::BeingDetached { name: group.name.clone() });
+        }
+        let mut inner = group.inner();
+        let member = inner.members.iter_mut().find(|member| Arc::ptr_eq(&member.path, path));
+        member.into_iter().for_each(|member| member.calls.push(call.clone()));
+        Ok(())
+    }
+
+    /// Takes ports from a path that keeps others.
+    async fn remove_ports(&self, group: &Group, path: &Arc<Path>, ports: &[SocketAddr]) -> Result<(), InitiatorError> {
+        let mut result = Ok(());
+        for &socket in ports {
+            let id = path.id;
+            let removed = self.bdevs.reactors()[path.home.0 as usize].call_deferred(move |cx, reply| {
+                let part = Part::of(cx);
+                part.borrow_mut().remove_port(cx, id, socket, reply);
+            });
+            let refused = |why| InitiatorError::Refused { path: path.address.to_string(), why };
+            let removed = removed.await.map_err(InitiatorError::from).and_then(|removed| removed.map_err(refused));
+            result = result.and(removed);
+        }
+        let mut inner = group.inner();
+        for member in inner.members.iter_mut().filter(|member| Arc::ptr_eq(&member.path, path)) {
+            member.calls.retain(|(socket, _)| !ports.contains(socket));
+        }
+        result
     }
 
     /// Connects a path for the first time.
@@ -363,16 +426,12 @@ impl InitiatorSystem {
             reconnect: request.reconnect,
             ..HostOptions::default()
         };
-        let connector = Arc::new(TcpConnector {
-            network: self.bdevs.platform().network(),
-            address: request.address.socket,
-            header_digest: request.digests.0,
-            data_digest: request.digests.1,
-        });
+        let socket = request.address.socket;
+        let port = Port { socket, connector: self.connector(socket, request.digests) };
         let begun = Arc::clone(&path);
         let connected = reactors[home.0 as usize].call_deferred(move |cx, reply| {
             let now = cx.now();
-            Part::of(cx).borrow_mut().add_home(begun, connector, options, reply, now);
+            Part::of(cx).borrow_mut().add_home(begun, port, options, reply, now);
         });
         let to = request.address.to_string();
         connected.await?.map_err(|why| InitiatorError::Connect { to, why })?;
@@ -469,8 +528,19 @@ impl InitiatorSystem {
         answer: &mut Option<oneshot::Sender<Result<(), InitiatorError>>>,
     ) -> Result<(), InitiatorError> {
         let turn = group.turn.lock().await;
-        let leaving: Vec<Arc<Path>> = group.paths().into_iter().filter(|path| which(&path.address)).collect();
-        if leaving.is_empty() {
+        let mut result = Ok(());
+        let (mut leaving, mut found): (Vec<Arc<Path>>, bool) = (Vec::new(), false);
+        for path in group.paths() {
+            let addresses = path.addresses();
+            let ports: Vec<SocketAddr> = addresses.iter().filter(|at| which(at)).map(|at| at.socket).collect();
+            found |= !ports.is_empty();
+            if ports.len() == addresses.len() {
+                leaving.push(path);
+            } else if !ports.is_empty() {
+                result = result.and(self.remove_ports(group, &path, &ports).await);
+            }
+        }
+        if !found {
             return Err(InitiatorError::NoSuchPath { name: group.name.clone() });
         }
         leaving.iter().for_each(|path| path.leaving.store(true, Ordering::Release));
@@ -488,7 +558,6 @@ impl InitiatorSystem {
                 self.bdevs.executor().sleep(LOOK_AGAIN).await;
             }
         }
-        let mut result = Ok(());
         for path in &leaving {
             result = result.and(self.end(path, Then::Detach).await);
         }
@@ -613,7 +682,8 @@ impl InitiatorSystem {
                 // What was discovered is discovered again, and perhaps under other names.
                 continue;
             }
-            entries.extend(members.map(|m| ConfigEntry::new("bdev_nvme_attach_controller", m.params.clone())));
+            let calls = members.flat_map(|member| &member.calls);
+            entries.extend(calls.map(|(_, params)| ConfigEntry::new("bdev_nvme_attach_controller", params.clone())));
             let changed = inner.disks.values().filter(|disk| !disk.is_removed() && disk.mode() != inner.mode);
             for disk in changed {
                 let mut params = crate::rpc::policy_to_json(disk.mode());

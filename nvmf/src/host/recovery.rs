@@ -106,7 +106,7 @@ impl Recovery {
 
     fn next(&mut self, now: Instant) -> Next {
         let first = self.lost_at.is_none();
-        let lost_at = *self.lost_at.get_or_insert(now);
+        self.lost_at.get_or_insert(now);
         let only_once = self.policy.ctrlr_loss_timeout == Some(Duration::ZERO);
         if !self.policy.reconnect || !first && (only_once || self.has_given_up(now)) {
             return Next::GiveUp;
@@ -118,11 +118,8 @@ impl Recovery {
             return Next::TryAt(now.max(soonest));
         }
         let doubled = self.policy.reconnect_delay.saturating_mul(1 << (self.attempts - 2).min(16));
-        let at = now + doubled.min(self.policy.reconnect_delay_max.max(self.policy.reconnect_delay));
-        match self.policy.ctrlr_loss_timeout {
-            Some(timeout) if at > lost_at + timeout => Next::GiveUp,
-            _ => Next::TryAt(at),
-        }
+        // It may come to be given up before.
+        Next::TryAt(now + doubled.min(self.policy.reconnect_delay_max.max(self.policy.reconnect_delay)))
     }
 
     /// The controller is back.
@@ -179,8 +176,9 @@ mod tests {
         assert_eq!(recovery.deadline(at(101)), Some(at(104)));
         assert_eq!(recovery.deadline(at(104)), Some(at(110)));
         assert_eq!(recovery.failed(at(105)), Next::TryAt(at(108)));
-        assert_eq!(recovery.failed(at(108)), Next::GiveUp);
-        assert!(recovery.has_given_up(at(110)));
+        assert_eq!(recovery.failed(at(108)), Next::TryAt(at(111)));
+        assert!(!recovery.has_given_up(at(109)) && recovery.has_given_up(at(110)));
+        assert_eq!(recovery.failed(at(110)), Next::GiveUp);
         recovery.recovered(at(198));
         assert!(!recovery.fails_io(at(200)));
         assert_eq!(recovery.failed(at(199)), Next::TryAt(at(201)));

@@ -114,6 +114,8 @@ pub(crate) struct Net {
     next_port: u16,
     ends: BTreeMap<u64, End>,
     listeners: BTreeMap<u64, Listening>,
+    /// Connections that were attempted, and when.
+    pub(crate) attempts: Vec<(u64, Address)>,
 }
 
 impl Net {
@@ -450,6 +452,7 @@ impl Network for SimNetwork {
         };
         let capacity = State::skewed(&mut state.rng, state.net.rules.buffer) as usize;
         state.net.ends.insert(id, End::new(0, local.clone(), to.clone(), capacity));
+        state.net.attempts.push((state.agenda.now, to.clone()));
         let delay = state.net.delay(&mut state.rng);
         state.agenda.after(delay, Event::Net(NetEvent::Syn { client: id }));
         Ok(Box::new(SimStream { sim: Arc::clone(&self.0), id, local, remote: to.clone() }))

@@ -6,12 +6,14 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
 
 use bdev::conformance::Rng;
+use reactor::net::Address;
 use reactor::{Clock, Instant};
 
 use crate::disk::{DiskEvent, Disks};
@@ -171,6 +173,13 @@ impl Sim {
     /// Ends of connections that somebody holds.
     pub fn open_sockets(&self) -> usize {
         self.lock().net.open_ends()
+    }
+
+    /// When connections to `addr` were attempted.
+    pub fn attempts(&self, addr: SocketAddr) -> Vec<Instant> {
+        let to = Address::from(addr);
+        let state = self.lock();
+        state.net.attempts.iter().filter(|(_, address)| *address == to).map(|(at, _)| Instant(*at)).collect()
     }
 
     /// A random number of this machine.

@@ -1,8 +1,8 @@
 //! Remote namespaces over two paths whose connections break and fall silent at seeded moments, over a disk that is now and
 //! then a thousand times slower than usual: a write of a lost connection is still on its way to the medium when its
 //! successor on the other path could already have been acknowledged. The loads' model says of every block that is read
-//! whether it is the last acknowledged write, or one that was in flight. Each namespace has one client that does one thing
-//! at a time: what overlaps and is outstanding at once has no order.
+//! whether it is the last acknowledged write, or one that was in flight, and that no write takes effect twice. Each
+//! namespace has one client, whose operations overlap: only writes on one reactor have an order.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,7 +28,8 @@ const BLOCK: u32 = 4096;
 /// Seeds of a scenario that show something, each with what.
 mod regressions {
     /// 45, 52, 178: writes that are sent again before the old association is fenced come to light.
-    pub const PATHS: &[u64] = &[45, 52, 178];
+    /// 356, 685, 988, 1015, 1079, 1492, 1785: a write that is sent twice has another one that overlaps between the two.
+    pub const PATHS: &[u64] = &[45, 52, 178, 356, 685, 988, 1015, 1079, 1492, 1785];
 }
 
 /// Host and target on the same reactors, with I/Os and memory enough for both.

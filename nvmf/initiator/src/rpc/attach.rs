@@ -51,7 +51,8 @@ pub(super) const ATTACH: Method<InitiatorSystem> = Method::new(
     Param::optional(
         "multipath",
         Kind::Enum(&["failover", "multipath", "disable"]),
-        "Whether NAME may be attached already, and this be another path to it; default: multipath",
+        "What this is if NAME is attached already: failover: another port, used when the one in use fails; multipath, the \
+         default: another path, used as the policy says; disable: refused",
     ),
     Param::optional("num_io_queues", Kind::U32, "I/O queues; accepted, each reactor has the one that it needs").deprecated(),
     Param::optional(

@@ -69,7 +69,7 @@ fn show(disk: &Arc<Disk>) -> Vec<Value> {
             "current": best.is_some() && usable(n) == best,
             "connected": view.association.is_some(),
             "accessible": usable(n).is_some(),
-            "transport": trid(&route.path.address),
+            "transport": trid(&route.path.addresses()[0]),
         })
     });
     shown.collect()

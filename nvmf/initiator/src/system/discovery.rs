@@ -27,7 +27,6 @@ use nvmf::host::{Options as HostOptions, ReconnectPolicy};
 use nvmf::spec::fabrics::{DISCOVERY_NQN, NQN_MAX_BYTES};
 use nvmf::spec::log::{DiscoveryEntry, subtype};
 use nvmf::spec::nul_text;
-use nvmf::tcp::host_transport::TcpConnector;
 use reactor::ReactorId;
 use serde_json::Value;
 
@@ -327,8 +326,7 @@ impl InitiatorSystem {
             kato_ms: settings.kato_ms,
             ..HostOptions::default()
         };
-        let network = self.bdevs.platform().network();
-        let connector = Arc::new(TcpConnector { network, address: socket, header_digest: false, data_digest: false });
+        let connector = self.connector(socket, (false, false));
         service.inner().posts.push(Arc::clone(&post));
         let added = reactors[home.0 as usize].call(move |cx| {
             let now = cx.now();
@@ -410,10 +408,10 @@ impl InitiatorSystem {
 
     /// Whether a path leads to `entry`, and whether it is the service's.
     fn path_to(&self, service: &Service, (subnqn, socket): &Entry) -> Option<bool> {
-        let leads = |address: &Address| address.socket == *socket && address.subnqn == *subnqn;
+        let address = Address { socket: *socket, subnqn: subnqn.clone(), hostnqn: service.hostnqn.clone() };
         self.groups().iter().find_map(|group| {
             let inner = group.inner();
-            let member = inner.members.iter().find(|member| leads(&member.path.address))?;
+            let member = inner.members.iter().find(|member| member.path.is_at(&address))?;
             Some(member.owner.as_ref().is_some_and(|owner| std::ptr::eq(owner.as_ptr(), service)))
         })
     }

@@ -34,6 +34,11 @@ pub enum InitiatorError {
         /// The path.
         path: String,
     },
+    /// A port for failover belongs to one path, and the controller has several.
+    SeveralPaths {
+        /// The controller.
+        name: String,
+    },
     /// The controller has no such path.
     NoSuchPath {
         /// The controller.
@@ -138,6 +143,9 @@ impl fmt::Display for InitiatorError {
             InitiatorError::SamePath { name, path } => {
                 write!(f, "the controller '{name}' has a path to {path} already")
             }
+            InitiatorError::SeveralPaths { name } => {
+                write!(f, "the controller '{name}' has several paths, and a failover port would be one path's")
+            }
             InitiatorError::NoSuchPath { name } => write!(f, "the controller '{name}' has no such path"),
             InitiatorError::NoSuchCntlid { name, cntlid } => {
                 write!(f, "no connected path of the controller '{name}' has the controller ID {cntlid}")
@@ -203,6 +211,7 @@ impl From<InitiatorError> for RpcError {
             }
             InitiatorError::BeingDetached { name } => named(Errno::BUSY, name).fix("try again in a moment"),
             InitiatorError::SamePath { name, .. } => named(Errno::ALREADY, name).fix("give another address or port"),
+            InitiatorError::SeveralPaths { name } => named(Errno::INVAL, name).fix("give multipath = multipath"),
             InitiatorError::NoSuchPath { name } | InitiatorError::NoSuchCntlid { name, .. } => {
                 named(Errno::NODEV, name).fix("bdev_nvme_get_controllers shows the paths of each controller")
             }

@@ -1,0 +1,353 @@
+//! What `ctrlr_loss_timeout_sec`, `reconnect_delay_sec` and `fast_io_fail_timeout_sec` promise, and what a failover port is
+//! for, to the second of virtual time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bdev::core::runtime::SharedRuntime;
+use bdev::core::{BdevEvent, ChannelId, ClientId, Descriptor, IoRequest, IoStatus, Op};
+use bdev::modules::malloc::{self, MallocOptions};
+use initiator::head::NO_PATH;
+use initiator::path::{Address, PathState};
+use initiator::system::{Attach, Multipath};
+use initiator::{InitiatorError, InitiatorSystem, Part};
+use nvmf::host::ReconnectPolicy;
+use nvmf::target::model::NewListener;
+use nvmf::target::view::TransportOptions;
+use reactor::buffer::PoolConfig;
+use reactor::{Buffers, Instant};
+use ringstone_sim::target::{NQN, Target, address, listen_address};
+use ringstone_sim::{Rng, Sim, World, WorldConfig, seeds};
+
+const BDEV: &str = "Nvme0n1";
+/// What is due is done this near to when it is due.
+const SOON: Duration = Duration::from_millis(300);
+
+fn second() -> SocketAddr {
+    SocketAddr::new(address().ip(), address().port() + 1)
+}
+
+fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// A client that does one read at a time.
+struct Probe {
+    runtime: SharedRuntime,
+    client: ClientId,
+    channel: ChannelId,
+    reactor: usize,
+    _descriptor: Descriptor,
+}
+
+struct Stage {
+    sim: Arc<Sim>,
+    world: World,
+    target: Target,
+    initiator: Arc<InitiatorSystem>,
+}
+
+impl Stage {
+    fn new(seed: u64) -> Stage {
+        let (sim, mut rng) = (Sim::new(seed), Rng::new(seed));
+        let config = WorldConfig {
+            reactors: 1 + rng.below(3) as usize,
+            io_pool: 256,
+            buffers: PoolConfig { small: 256, medium: 64, large: 32 },
+            sleeps: !rng.one_in(4),
+            rounds: 6_000_000,
+        };
+        let mut world = World::new(&sim, config, rng.next_u64());
+        let system = Arc::clone(world.system());
+        let volume = async move { malloc::create(&system, "vol", None, MallocOptions::new(4096, 64)).await };
+        world.block_on("the volume", volume).expect("the name is free");
+        let target = Target::install(&mut world, TransportOptions::default());
+        target.serve(&mut world, &["vol".into()]);
+        for n in 0..world.reactor_count() {
+            Part::install(world.context(n));
+        }
+        let initiator = InitiatorSystem::new(world.system());
+        Stage { sim, world, target, initiator }
+    }
+
+    fn attach(
+        &mut self,
+        socket: SocketAddr,
+        multipath: Multipath,
+        (loss, delay, fail): (i64, u64, u64),
+    ) -> Result<Vec<String>, InitiatorError> {
+        let attach = Attach {
+            name: "Nvme0".into(),
+            address: Address { socket, subnqn: NQN.into(), hostnqn: "nqn.2026-11.io.ringstone:sim-host".into() },
+            digests: (false, false),
+            multipath,
+            reconnect: ReconnectPolicy::from_seconds(loss, delay, fail).expect("a policy"),
+            step_timeout: None,
+            mode: None,
+            max_bdevs: 8,
+            owner: None,
+            params: serde_json::Value::Null,
+        };
+        let initiator = Arc::clone(&self.initiator);
+        self.world.block_on("a path", async move { initiator.attach(attach).await })
+    }
+
+    fn listen(&mut self, socket: SocketAddr, listens: bool) {
+        let nvmf = Arc::clone(&self.target.nvmf);
+        let changed = async move {
+            let new = NewListener { address: listen_address(socket), ana_state: None, sock_impl: None };
+            match listens {
+                true => nvmf.add_listener(NQN, new).await.expect("the port is free"),
+                false => nvmf.remove_listener(NQN, listen_address(socket)).await.expect("it listens"),
+            }
+        };
+        self.world.block_on("the listener", changed);
+    }
+
+    fn now(&mut self) -> Instant {
+        self.world.context(0).read_clock()
+    }
+
+    fn state(&self) -> PathState {
+        self.initiator.groups()[0].paths()[0].view().state
+    }
+
+    /// The port in use.
+    fn port(&self) -> SocketAddr {
+        self.initiator.groups()[0].paths()[0].addresses()[0].socket
+    }
+
+    /// The target stops to listen at `socket`; returns when the path is known to be lost.
+    fn lose(&mut self, socket: SocketAddr) -> Instant {
+        self.listen(socket, false);
+        let initiator = Arc::clone(&self.initiator);
+        self.world.run_until("the loss to be noticed", |_| {
+            let groups = initiator.groups();
+            groups.is_empty() || groups[0].paths().iter().all(|path| path.view().state != PathState::Enabled)
+        });
+        self.now()
+    }
+
+    fn probe(&mut self) -> Probe {
+        let system = Arc::clone(self.world.system());
+        let nothing = Arc::new(|_: BdevEvent| {});
+        let descriptor = system.open(BDEV, true, "a probe", nothing).expect("it is there");
+        let reactor = self.world.reactor_count() - 1;
+        let runtime = self.world.runtime(reactor);
+        let (client, channel) = {
+            let mut runtime = runtime.borrow_mut();
+            (runtime.add_client(), runtime.get_channel(descriptor.bdev()).expect("a channel"))
+        };
+        Probe { runtime, client, channel, reactor, _descriptor: descriptor }
+    }
+
+    fn submit(&mut self, probe: &Probe, op: Op) {
+        let mut runtime = probe.runtime.borrow_mut();
+        let request = IoRequest { op, lba: 3, blocks: 1, bufs: Buffers::heap(4096), user: 1 };
+        runtime.submit(probe.channel, probe.client, request);
+        runtime.run();
+        runtime.flush();
+        drop(runtime);
+        self.world.wake(probe.reactor);
+    }
+
+    fn taken(probe: &Probe) -> Option<IoStatus> {
+        let mut done = Vec::new();
+        let mut runtime = probe.runtime.borrow_mut();
+        runtime.take_completions(probe.client, &mut done);
+        done.pop().map(|completion| {
+            let status = completion.status();
+            runtime.recycle(completion);
+            status
+        })
+    }
+
+    fn run(&mut self, probe: &Probe, op: Op) -> (IoStatus, Instant) {
+        self.submit(probe, op);
+        self.ended(probe)
+    }
+
+    fn ended(&mut self, probe: &Probe) -> (IoStatus, Instant) {
+        let mut status = None;
+        self.world.run_until("the operation to end", |_| {
+            status = Self::taken(probe);
+            status.is_some()
+        });
+        (status.expect("it has ended"), self.now())
+    }
+
+    fn close(&mut self, probe: Probe) {
+        let mut runtime = probe.runtime.borrow_mut();
+        runtime.put_channel(probe.channel);
+        runtime.remove_client(probe.client);
+    }
+
+    /// Takes everything down.
+    fn finish(mut self) {
+        for group in self.initiator.groups() {
+            let (initiator, name) = (Arc::clone(&self.initiator), group.name.clone());
+            let detached = async move { initiator.detach(&name, |_| true).await };
+            self.world.block_on("the controller to go", detached).expect("nobody holds it");
+        }
+        self.target.shut_down(&mut self.world);
+        let system = Arc::clone(self.world.system());
+        self.world.block_on("the volume to go", async move { system.remove("vol").await }).expect("nobody holds it");
+        self.world.assert_clean();
+    }
+}
+
+fn near(at: Instant, wanted: Instant) {
+    let off = at.nanos_since(wanted).max(wanted.nanos_since(at));
+    assert!(Duration::from_nanos(off) < SOON, "{at:?} is not about {wanted:?}");
+}
+
+fn timeouts(seed: u64) {
+    let mut stage = Stage::new(seed);
+    stage.attach(address(), Multipath::Multipath, (11, 2, 5)).expect("it can be attached");
+    let probe = stage.probe();
+    assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
+    // One that is lost as soon as it is there is not connected again at once.
+    stage.world.run_for(seconds(3));
+    let before = stage.sim.attempts(address()).len();
+    let lost = stage.lose(address());
+    // Writes whose fate is not unknown wait and end as reads do.
+    let (status, at) = stage.run(&probe, if seed.is_multiple_of(2) { Op::Read } else { Op::Write { fua: false } });
+    assert_eq!(status, NO_PATH);
+    near(at, lost + seconds(5));
+    // Others do not wait then.
+    let began = stage.now();
+    let (status, at) = stage.run(&probe, Op::Read);
+    assert_eq!((status, at < began + SOON), (NO_PATH, true));
+    assert_eq!(stage.state(), PathState::Reconnecting);
+    let initiator = Arc::clone(&stage.initiator);
+    stage.close(probe);
+    stage.world.run_until("the controller to be given up", |_| initiator.groups().is_empty());
+    let gone = stage.now();
+    near(gone, lost + seconds(11));
+    assert!(stage.world.system().get(BDEV).is_err(), "its bdev goes with it");
+    // One at once, then one every two seconds, as long as there is time.
+    let attempts = stage.sim.attempts(address()).split_off(before);
+    assert_eq!(attempts.len(), 6, "{attempts:?}");
+    near(attempts[0], lost);
+    attempts.windows(2).for_each(|pair| near(pair[1], pair[0] + seconds(2)));
+    stage.world.run_for(seconds(30));
+    assert_eq!(stage.sim.attempts(address()).len(), before + 6, "it stays given up");
+    stage.finish();
+}
+
+#[test]
+fn io_fails_in_time_and_so_goes_the_controller() {
+    seeds::each("io_fails_in_time_and_so_goes_the_controller", 10, &[], timeouts);
+}
+
+fn for_ever(seed: u64) {
+    let mut stage = Stage::new(seed);
+    let fails = seed.is_multiple_of(2);
+    stage.attach(address(), Multipath::Multipath, (-1, 3, if fails { 7 } else { 0 })).expect("it can be attached");
+    let probe = stage.probe();
+    let before = stage.sim.attempts(address()).len();
+    let lost = stage.lose(address());
+    stage.submit(&probe, Op::Read);
+    stage.world.run_for(seconds(300));
+    if fails {
+        assert_eq!(Stage::taken(&probe), Some(NO_PATH));
+        stage.submit(&probe, Op::Read);
+        assert_eq!(stage.ended(&probe).0, NO_PATH);
+    } else {
+        assert_eq!(Stage::taken(&probe), None, "it waits");
+    }
+    let attempts = stage.sim.attempts(address()).len() - before;
+    assert!((98..=102).contains(&attempts), "{attempts} attempts since {lost:?}");
+    stage.listen(address(), true);
+    let initiator = Arc::clone(&stage.initiator);
+    stage.world.run_until("it to be back", |_| initiator.groups()[0].paths()[0].view().state == PathState::Enabled);
+    // Each reactor hears of it.
+    stage.world.run_for(SOON);
+    let (status, _) = if fails { stage.run(&probe, Op::Read) } else { stage.ended(&probe) };
+    assert_eq!(status, IoStatus::Success, "the same bdev goes on");
+    stage.close(probe);
+    stage.finish();
+}
+
+#[test]
+fn attempts_go_on_for_ever_where_that_is_asked_for() {
+    seeds::each("attempts_go_on_for_ever_where_that_is_asked_for", 4, &[], for_ever);
+}
+
+fn once(seed: u64) {
+    let mut stage = Stage::new(seed);
+    stage.attach(address(), Multipath::Multipath, (0, 0, 0)).expect("it can be attached");
+    // A connection that breaks is made again at once, and nobody notices.
+    let probe = stage.probe();
+    stage.sim.break_connections(100);
+    assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
+    stage.world.run_for(seconds(3));
+    let before = stage.sim.attempts(address()).len();
+    stage.lose(address());
+    let (status, _) = stage.run(&probe, Op::Read);
+    assert!(status == NO_PATH || status == IoStatus::NoDevice || status == IoStatus::Aborted, "{status}");
+    stage.close(probe);
+    let initiator = Arc::clone(&stage.initiator);
+    stage.world.run_until("the controller to go", |_| initiator.groups().is_empty());
+    assert_eq!(stage.sim.attempts(address()).len(), before + 1);
+    stage.finish();
+}
+
+#[test]
+fn without_a_loss_timeout_there_is_one_attempt() {
+    seeds::each("without_a_loss_timeout_there_is_one_attempt", 10, &[], once);
+}
+
+fn failover(seed: u64) {
+    let mut stage = Stage::new(seed);
+    stage.listen(second(), true);
+    stage
+        .attach(
+            address(),
+            Multipath::Multipath,
+            (if seed.is_multiple_of(2) { 0 } else { 60 }, u64::from(!seed.is_multiple_of(2)), 0),
+        )
+        .expect("it can be attached");
+    let refused = stage.attach(second(), Multipath::Disable, (0, 0, 0)).expect_err("the name is taken");
+    assert!(matches!(refused, InitiatorError::Exists { .. }) && refused.to_string().contains("Nvme0"));
+    assert_eq!(stage.attach(second(), Multipath::Failover, (0, 0, 0)).expect("it leads to the same"), [BDEV]);
+    let again = stage.attach(second(), Multipath::Failover, (0, 0, 0)).expect_err("it is known");
+    assert!(matches!(again, InitiatorError::SamePath { .. }), "{again}");
+    let group = Arc::clone(&stage.initiator.groups()[0]);
+    assert_eq!((group.paths().len(), stage.port()), (1, address()));
+    let probe = stage.probe();
+    let idle = stage.sim.attempts(second()).len();
+    for _ in 0..5 {
+        assert_eq!(stage.run(&probe, Op::Write { fua: false }).0, IoStatus::Success);
+    }
+    stage.world.run_for(seconds(20));
+    assert_eq!(
+        (stage.sim.attempts(second()).len(), stage.port()),
+        (idle, address()),
+        "it is there for when this one fails"
+    );
+    // To the second, and there to stay; and back when that one fails.
+    for (gone, used) in [(address(), second()), (second(), address())] {
+        stage.lose(gone);
+        assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
+        assert_eq!(stage.port(), used);
+        stage.listen(gone, true);
+        stage.world.run_for(seconds(20));
+        assert_eq!(stage.port(), used, "what works is used");
+    }
+    assert_eq!(group.paths()[0].addresses()[1].socket, second());
+    // The port in use is taken away: the other one is used, and is the only one.
+    let initiator = Arc::clone(&stage.initiator);
+    let detached = async move { initiator.detach("Nvme0", |at| at.socket == address()).await };
+    stage.world.block_on("a port to go", detached).expect("there is another");
+    assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
+    assert_eq!((stage.port(), group.paths()[0].addresses().len()), (second(), 1));
+    stage.close(probe);
+    stage.finish();
+}
+
+#[test]
+fn a_failover_port_is_used_when_the_other_fails() {
+    seeds::each("a_failover_port_is_used_when_the_other_fails", 20, &[], failover);
+}
