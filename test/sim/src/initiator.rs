@@ -20,7 +20,7 @@ use reactor::net::Network;
 use reactor::park::Ready;
 use reactor::{Buffers, Context, Instant, Poller, PollerId, Progress, Schedule};
 
-use crate::model::{Model, ReadToken, WriteToken, payload};
+use crate::model::{Model, ReadToken, Stamp, WriteToken, payload};
 use crate::trace;
 use crate::world::World;
 
@@ -60,8 +60,23 @@ enum Op {
     Read(ReadToken),
     Write(WriteToken),
     Compare(ReadToken, Vec<u8>),
+    Replace(Replace),
     Flush(u64),
 }
+
+/// A fused Compare and Write.
+struct Replace {
+    read: ReadToken,
+    write: WriteToken,
+    stamp: Stamp,
+    expected: Vec<u8>,
+    /// How the halves ended, which come one by one.
+    compared: Option<Status>,
+    wrote: Option<Status>,
+}
+
+/// In the number of the first half of a fused operation, which is that of the second otherwise.
+const FIRST_HALF: u64 = 1 << 63;
 
 struct Pending {
     nsid: u32,
@@ -128,8 +143,11 @@ impl Initiator {
     fn close_queues(&mut self, cx: &mut Context) {
         let mut lost = Vec::new();
         for mut queue in self.queues.drain(..) {
-            queue.close(&mut Watching { cx, poller: self.id }, &mut |user, _| lost.push(user));
+            queue.close(&mut Watching { cx, poller: self.id }, &mut |user, _| lost.push(user & !FIRST_HALF));
         }
+        // Of a fused operation both halves are lost, or the one that had not ended.
+        lost.sort_unstable();
+        lost.dedup();
         for user in lost {
             let pending = self.pending.remove(&user).expect("it was outstanding, once");
             self.unknown(pending);
@@ -143,14 +161,26 @@ impl Initiator {
         match pending.op {
             Op::Read(token) | Op::Compare(token, _) => model.read_lost(token),
             Op::Write(token) => model.lost(token, pending.lba, pending.blocks),
+            Op::Replace(replace) => {
+                model.read_lost(replace.read);
+                model.lost(replace.write, pending.lba, pending.blocks);
+            }
             Op::Flush(_) => {}
         }
     }
 
     fn complete(&mut self, completion: Completion) {
-        let pending = self.pending.remove(&completion.user).expect("a completion is of a command that is outstanding");
-        let status = completion.cqe.status();
+        let (user, status) = (completion.user & !FIRST_HALF, completion.cqe.status());
         trace::event("completed", completion.user, u64::from(status.to_field()), 0);
+        if let Some(Op::Replace(replace)) = self.pending.get_mut(&user).map(|pending| &mut pending.op) {
+            let half = if completion.user == user { &mut replace.wrote } else { &mut replace.compared };
+            assert!(half.replace(status).is_none(), "a half of a fused operation ends once");
+            if replace.compared.is_some() && replace.wrote.is_some() {
+                self.replaced(user);
+            }
+            return;
+        }
+        let pending = self.pending.remove(&user).expect("a completion is of a command that is outstanding");
         let differs = status.same_code(Status::COMPARE_FAILURE) && matches!(pending.op, Op::Compare(..));
         if !status.is_success() && !differs {
             self.unknown(pending);
@@ -172,6 +202,32 @@ impl Initiator {
                 model.flushed(began);
                 Ok(())
             }
+            Op::Replace(_) => unreachable!("its halves were told apart"),
+        };
+        if let Err(why) = checked {
+            panic!("namespace {}: {why}", pending.nsid);
+        }
+    }
+
+    /// Both halves of a fused operation have ended.
+    fn replaced(&mut self, user: u64) {
+        let pending = self.pending.remove(&user).expect("it was just there");
+        let Op::Replace(Replace { read, write, stamp, ref expected, compared, wrote }) = pending.op else { return };
+        let (compared, wrote) = (compared.expect("it has ended"), wrote.expect("it has ended"));
+        assert!(compared.is_success() || !wrote.is_success(), "a write happened whose compare ended as {compared:?}");
+        let differs = compared.same_code(Status::COMPARE_FAILURE) && wrote.same_code(Status::ABORTED_FAILED_FUSED);
+        if !wrote.is_success() && !differs {
+            return self.unknown(pending);
+        }
+        let mut shared = self.shared.borrow_mut();
+        shared.succeeded += 1;
+        self.left = self.left.saturating_sub(1);
+        let model = shared.models.get_mut(&pending.nsid).expect("namespaces with models stay");
+        let checked = if wrote.is_success() {
+            model.replaced(read, write, pending.lba, expected, stamp, false)
+        } else {
+            model.refused(write, pending.lba, pending.blocks);
+            model.was_different(read, pending.lba, expected)
         };
         if let Err(why) = checked {
             panic!("namespace {}: {why}", pending.nsid);
@@ -187,13 +243,21 @@ impl Initiator {
         let mut shared = self.shared.borrow_mut();
         let nth = self.rng.below(shared.models.len() as u64) as usize;
         let (&nsid, model) = shared.models.iter_mut().nth(nth).expect("there are namespaces");
-        let blocks = 1 + self.rng.below(8.min(model.len()));
+        let kind = self.rng.below(12);
+        if kind == 11 && !queue.can_submit_pair() {
+            return false;
+        }
+        // What compares and writes at once does so with one block.
+        let blocks = if kind == 11 { 1 } else { 1 + self.rng.below(8.min(model.len())) };
         let lba = self.rng.below(model.len() - blocks + 1);
         let size = model.block_size();
         self.next += 1;
         let user = self.next;
         let block = |opcode| -> Sqe { commands::blocks(opcode, nsid, lba, blocks as u32) };
-        let op = match self.rng.below(10) {
+        let guess = |model: &Model| -> Vec<u8> {
+            (lba..lba + blocks).flat_map(|lba| payload(model.guess(lba), lba, 1, size)).collect()
+        };
+        let op = match kind {
             0..4 => {
                 queue.read(user, nsid, lba, blocks as u32, Buffers::heap(blocks as usize * size), now);
                 Op::Read(model.read())
@@ -201,7 +265,8 @@ impl Initiator {
             4..8 => {
                 let stamp = model.stamp();
                 let data = Buffers::from(&payload(stamp, lba, blocks, size)[..]);
-                queue.write(user, nsid, lba, blocks as u32, data, now);
+                let sqe = commands::with_fua(block(io::WRITE), self.rng.one_in(3));
+                queue.submit(user, sqe, Payload::ToController(data.len() as u32), data, now);
                 Op::Write(model.write(stamp, lba, blocks))
             }
             8 if self.rng.one_in(2) => {
@@ -212,12 +277,26 @@ impl Initiator {
                 queue.flush_cache(user, nsid, now);
                 Op::Flush(model.flush())
             }
-            _ => {
-                let bytes: Vec<u8> =
-                    (lba..lba + blocks).flat_map(|lba| payload(model.guess(lba), lba, 1, size)).collect();
-                let payload = Payload::ToController(bytes.len() as u32);
-                queue.submit(user, block(io::COMPARE), payload, Buffers::from(&bytes[..]), now);
+            9 => {
+                // Memory reads as zeroes then, as its namespaces say.
+                let first = 1 + self.rng.below(blocks);
+                let ranges = [(lba, first as u32), (lba + first, (blocks - first) as u32)];
+                queue.deallocate(user, nsid, &ranges[..1 + usize::from(first < blocks)], now);
+                Op::Write(model.write(0, lba, blocks))
+            }
+            10 => {
+                let bytes = guess(model);
+                queue.compare(user, nsid, lba, blocks as u32, Buffers::from(&bytes[..]), now);
                 Op::Compare(model.read(), bytes)
+            }
+            _ => {
+                let (expected, stamp) = (guess(model), model.stamp());
+                let data = payload(stamp, lba, blocks, size);
+                let halves = commands::compare_and_write(nsid, lba, blocks as u32);
+                let first = (user | FIRST_HALF, Buffers::from(&expected[..]));
+                queue.compare_and_write(first, (user, Buffers::from(&data[..])), halves, now);
+                let (read, write) = (model.read(), model.write(stamp, lba, blocks));
+                Op::Replace(Replace { read, write, stamp, expected, compared: None, wrote: None })
             }
         };
         self.pending.insert(user, Pending { nsid, lba, blocks, op });
