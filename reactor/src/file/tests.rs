@@ -438,7 +438,10 @@ fn operations_without_extent_succeed_and_absurd_ones_do_not() {
 fn more_operations_than_any_queue_holds_all_end_once() {
     const COUNT: usize = 6000;
     for mut bench in benches() {
-        let file = Arc::new(MemoryFile::new((COUNT * 8) as u64));
+        // Not in memory, whose files go through no queue.
+        let folder = Folder::temporary();
+        let path = folder.volume((COUNT * 8) as u64);
+        let file = Arc::new(OsFile::open(&path, OpenOptions::default()).unwrap());
         let slot = bench.engine.attach(file).unwrap();
         for i in 0..COUNT {
             let list = Buffers::from(&(i as u64).to_le_bytes()[..]);
@@ -451,6 +454,32 @@ fn more_operations_than_any_queue_holds_all_end_once() {
         let bytes = bench.read(slot, 0, COUNT * 8);
         let numbers = bytes.chunks_exact(8).map(|c| u64::from_le_bytes(c.try_into().unwrap()));
         assert!(numbers.eq(0..COUNT as u64));
+        bench.engine.detach(slot);
+    }
+}
+
+#[test]
+fn files_in_memory_are_done_with_when_they_are_flushed() {
+    const COUNT: usize = 100;
+    for mode in [Mode::Deferred, Mode::Plain] {
+        let Ok(mut bench) = Bench::uring(mode, true) else { continue };
+        let slot = bench.engine.attach(Arc::new(MemoryFile::new((COUNT * 8) as u64))).unwrap();
+        for i in 0..COUNT {
+            let list = Buffers::from(&(i as u64).to_le_bytes()[..]);
+            bench.submit(slot, FileOp::Write { durable: i % 2 == 0 }, i as u64 * 8, list, i as u64);
+        }
+        bench.submit(slot, FileOp::Read, 8, Buffers::heap(8), COUNT as u64);
+        // No thread of the kernel's had the time for all of them.
+        let mut done = Vec::new();
+        bench.engine.flush();
+        assert_eq!(bench.engine.reap(&mut done), COUNT + 1);
+        assert!(done.iter().all(|done| done.result == Ok(())));
+        assert_eq!(memory_of(done.pop().unwrap().payload).to_vec(), 1u64.to_le_bytes());
+        // What else there is to do goes the usual way, and is seen.
+        let (result, _) = bench.run(slot, FileOp::Discard { len: 4096 }, 0, Buffers::new());
+        assert_eq!((result, bench.read(slot, 8, 8)), (Ok(()), vec![0; 8]));
+        let (long, _) = bench.run(slot, FileOp::Read, 0, Buffers::heap(COUNT * 8 + 1));
+        assert!(long.is_err(), "there is no such byte");
         bench.engine.detach(slot);
     }
 }

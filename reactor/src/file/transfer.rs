@@ -29,7 +29,12 @@ pub(super) struct Target {
     pub file: Arc<dyn File>,
     pub fd: RawFd,
     pub info: FileInfo,
+    /// Its bytes are in memory: moving them does not wait for a device.
+    pub in_memory: bool,
 }
+
+/// `f_type` of tmpfs, which memfds are in as well.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 impl Target {
     pub(super) fn new(file: Arc<dyn File>) -> std::io::Result<Target> {
@@ -38,7 +43,9 @@ impl Target {
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, text));
         };
         let info = file.info();
-        Ok(Target { file, fd, info })
+        let mut target = Target { file, fd, info, in_memory: false };
+        target.in_memory = rustix::fs::fstatfs(target.borrow()).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
+        Ok(target)
     }
 
     fn borrow(&self) -> BorrowedFd<'_> {

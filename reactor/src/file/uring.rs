@@ -23,6 +23,10 @@
 //! Zeroing a range goes through `IORING_OP_FALLOCATE`, which block devices understand too. Discarding on a block device
 //! does not: there a hole would have to read as zeroes, which a device without such a command only reaches by writing.
 //! That ioctl, and the fallback of writing zeroes, run on the thread pool of [`threads`](super::threads).
+//!
+//! Reads and writes of files in memory (tmpfs) do not go through the ring: the kernel cannot do them without blocking, as
+//! it thinks, and hands each to a worker thread of its own, which costs several times what the bytes do. They are done by
+//! plain system calls when the requests are flushed, as a device in this process's memory would do them.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -50,6 +54,8 @@ const FIXED_FILES: u32 = 1024;
 const FIXED_BUFFER: usize = 1 << 30;
 /// Completions taken from the queue at a time.
 const BATCH: usize = 32;
+/// Most bytes that are moved to or from a file in memory by this thread itself: more would hold up the others for long.
+const MAX_INLINE: usize = 1 << 20;
 /// `user_data` of the request that cancels all others.
 const CANCEL: u64 = u64::MAX;
 
@@ -78,7 +84,10 @@ pub struct UringEngine {
     with_kernel: usize,
     limit: usize,
     in_flight: usize,
-    /// Requests that ended without the kernel.
+    /// Requests that the next flush carries out itself.
+    inline: Vec<FileRequest>,
+    iovecs: Vec<libc::iovec>,
+    /// Requests that ended without the ring.
     ended: Vec<FileDone>,
     doorbell: Arc<Doorbell>,
     workers: Option<Workers>,
@@ -130,6 +139,8 @@ impl UringEngine {
             with_kernel: 0,
             limit,
             in_flight: 0,
+            inline: Vec::new(),
+            iovecs: Vec::new(),
             ended: Vec::new(),
             doorbell,
             workers: None,
@@ -294,6 +305,16 @@ impl UringEngine {
         workers.flush();
     }
 
+    /// Moves the bytes of files in memory.
+    fn move_inline(&mut self) {
+        for mut request in self.inline.drain(..) {
+            let result = transfer::perform(self.files.get(request.slot), &mut request, &mut self.iovecs);
+            self.files.end(request.slot);
+            self.ended.push(ended(request, result));
+        }
+        self.doorbell.ring();
+    }
+
     fn end_now(&mut self, request: FileRequest, result: Result<(), Errno>) {
         self.files.end(request.slot);
         self.ended.push(ended(request, result));
@@ -375,7 +396,8 @@ impl FileEngine for UringEngine {
 
     fn submit(&mut self, mut request: FileRequest) {
         self.in_flight += 1;
-        let block_device = self.files.begin(request.slot).info.block_device;
+        let target = self.files.begin(request.slot);
+        let (block_device, in_memory) = (target.info.block_device, target.in_memory);
         match transfer::check(&mut request) {
             Ok(()) if transfer::is_empty(&mut request) => return self.end_now(request, Ok(())),
             Ok(()) => {}
@@ -383,6 +405,9 @@ impl FileEngine for UringEngine {
         }
         if block_device && matches!(request.op, FileOp::Discard { .. }) {
             return self.delegate(request);
+        }
+        if in_memory && matches!(request.op, FileOp::Read | FileOp::Write { .. }) && len(&mut request) <= MAX_INLINE {
+            return self.inline.push(request);
         }
         let index = self.free.pop().unwrap_or_else(|| {
             self.operations.push(Operation::default());
@@ -393,6 +418,9 @@ impl FileEngine for UringEngine {
     }
 
     fn flush(&mut self) {
+        if !self.inline.is_empty() {
+            self.move_inline();
+        }
         loop {
             self.fill();
             if self.ring.submission().is_empty() {
@@ -480,6 +508,11 @@ impl Mode {
             Mode::Plain => "plain",
         }
     }
+}
+
+/// Bytes of a request's payload.
+fn len(request: &mut FileRequest) -> usize {
+    request.payload.buffers().len()
 }
 
 /// Refuses kernels that lack an operation or a property without which the engine does not work.
