@@ -17,6 +17,7 @@
 //! | [`channel`] | the traits that a module implements |
 //! | [`cx`] | what a module is lent while it works |
 //! | [`runtime`] | one reactor's part of the layer |
+//! | [`children`] | I/Os that a device makes of one |
 //! | [`spares`] | I/Os for devices that do I/O of their own below themselves |
 //! | [`saga`] | split and emulated operations |
 //! | [`locks`] | range locks and quiescing across reactors |
@@ -25,6 +26,7 @@
 //! | [`stats`] | counters |
 
 pub mod channel;
+pub mod children;
 pub mod cx;
 pub mod io;
 pub mod locks;

@@ -19,6 +19,7 @@ use schema::Method;
 
 use crate::conformance::Subject;
 use crate::core::BdevSystem;
+use crate::core::system::Examine;
 
 /// One kind of device.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +30,8 @@ pub struct Module {
     pub methods: &'static [Method<BdevSystem>],
     /// How the conformance suite makes its devices.
     pub subjects: &'static [Subject],
+    /// Looks at every new device for something to build on it.
+    pub examine: Option<Examine>,
 }
 
 /// Every module there is.
@@ -40,5 +43,6 @@ pub const MODULES: &[Module] = &[
     delay::MODULE,
     error::MODULE,
     split::MODULE,
+    raid::MODULE,
     appliance::MODULE,
 ];

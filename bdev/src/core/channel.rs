@@ -117,6 +117,12 @@ pub trait IoChannel {
         let _ = geometry;
     }
 
+    /// Something from the device to all its channels ([`IoRuntime::send_notice`](super::IoRuntime::send_notice)). What follows for
+    /// I/Os is done in [`IoChannel::poll`], which is called next. Channels of lower devices may be opened and given back.
+    fn notice(&mut self, notice: Box<dyn Any + Send>, cx: &mut ChannelCx<'_>) {
+        let _ = (notice, cx);
+    }
+
     /// The channel is closing: give back what [`IoCx`] lent (attached files, base channels). No operation is
     /// outstanding.
     fn close(&mut self, cx: &mut ChannelCx<'_>) {

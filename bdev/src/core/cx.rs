@@ -11,6 +11,7 @@ use reactor::{BufferPool, Instant, ReactorHandle, ReactorId};
 use super::io::Io;
 use super::registry::BdevInfo;
 use super::runtime::{ChannelId, Inner, IoRuntime, Step};
+use super::spares::Spares;
 use super::types::IoStatus;
 
 /// What modules reach while they handle an I/O.
@@ -23,6 +24,7 @@ impl IoCx<'_> {
     /// Ends an operation on its own reactor.
     #[inline]
     pub fn complete(&mut self, mut io: Io, status: IoStatus) {
+        assert_eq!(io.body().children, 0, "children still show its payload");
         io.body_mut().status = status;
         self.inner.queue.push_back(Step::Complete(io));
     }
@@ -31,6 +33,7 @@ impl IoCx<'_> {
     /// [`IoChannel::completed`](super::IoChannel::completed).
     #[inline]
     pub fn forward(&mut self, to: ChannelId, mut io: Io) {
+        assert_eq!(io.body().children, 0, "children still show its payload");
         io.body_mut().frames.top().expect("a module holds an Io under its own frame").forwarded = true;
         self.inner.queue.push_back(Step::Submit(to, io));
     }
@@ -70,6 +73,8 @@ pub struct ChannelCx<'a> {
     pub(super) runtime: &'a mut IoRuntime,
     /// Height of the highest lower device whose channel was opened through this.
     pub(super) height: usize,
+    /// The most that it may become: what is open is not to grow.
+    pub(super) limit: usize,
 }
 
 impl ChannelCx<'_> {
@@ -79,8 +84,32 @@ impl ChannelCx<'_> {
     /// As the lower device says, or when devices are stacked too deep.
     pub fn get_channel(&mut self, bdev: &Arc<BdevInfo>) -> io::Result<ChannelId> {
         let channel = self.runtime.get_channel(bdev)?;
-        self.height = self.height.max(self.runtime.channels[channel.0 as usize].height);
+        let height = self.runtime.channels[channel.0 as usize].height;
+        if height > self.limit {
+            self.runtime.put_channel(channel);
+            let text = format!("'{}' has {height} layers, and {} have room here", bdev.name(), self.limit);
+            return Err(io::Error::other(text));
+        }
+        self.height = self.height.max(height);
         Ok(channel)
+    }
+
+    /// Lower devices of this many layers may be opened later, in [`IoChannel::notice`](super::IoChannel::notice).
+    pub fn expect_height(&mut self, layers: usize) {
+        self.height = self.height.max(layers);
+    }
+
+    /// I/Os of the channel's own, for [`IoCx::child`].
+    ///
+    /// # Errors
+    /// As [`IoRuntime::take_spares`].
+    pub fn take_spares(&mut self, count: usize) -> io::Result<Spares> {
+        self.runtime.take_spares(count)
+    }
+
+    /// Gives them back, all of them.
+    pub fn put_spares(&mut self, spares: Spares) {
+        self.runtime.put_spares(spares);
     }
 
     /// Gives a lower device's channel back.

@@ -69,7 +69,11 @@ pub(super) struct Frame {
     pub(super) epoch: u8,
     pub(super) op: Op,
     pub(super) blocks: u64,
+    /// The range that the module was given: of the whole, or of a piece.
+    pub(super) given: (u64, u64),
     pub(super) started: Instant,
+    /// The module's own, see [`Io::mark`].
+    pub(super) mark: u32,
 }
 
 pub(super) const NO_SAGA: u32 = u32::MAX;
@@ -86,6 +90,14 @@ pub(super) struct IoBody {
     pub(super) home: Home,
     /// Not of the pool: made for a request that was aborted before it drew one.
     pub(super) spare: bool,
+    /// Children that show this payload.
+    pub(super) children: u32,
+    /// It is not counted in statistics.
+    pub(super) uncounted: bool,
+    /// It is a child.
+    pub(super) child: bool,
+    /// Others read the same payload: it is copied before it is written to.
+    pub(super) shared: bool,
 }
 
 pub(super) mod arrayvec {
@@ -111,9 +123,28 @@ pub(super) mod arrayvec {
             self.frames[self.len].take()
         }
 
+        pub(in super::super) fn last(&self) -> Option<&Frame> {
+            self.frames[self.len.checked_sub(1)?].as_ref()
+        }
+
         pub(in super::super) fn top(&mut self) -> Option<&mut Frame> {
             self.frames[self.len.checked_sub(1)?].as_mut()
         }
+    }
+}
+
+impl IoBody {
+    /// Replaces a payload that others read by a copy.
+    #[cold]
+    fn own_payload(&mut self) {
+        let mut copy = Buffers::heap(self.bufs.len());
+        let mut at = 0;
+        for segment in self.bufs.segments() {
+            copy.write_at(at, segment);
+            at += segment.len();
+        }
+        self.bufs = copy;
+        self.shared = false;
     }
 }
 
@@ -137,6 +168,7 @@ impl Io {
 
     #[inline]
     pub(super) fn into_body(mut self) -> Box<IoBody> {
+        assert_eq!(self.body().children, 0, "children still show its payload");
         self.0.take().expect("an Io has its body until it is consumed")
     }
 
@@ -186,9 +218,36 @@ impl Io {
     }
 
     /// The payload, writable.
+    ///
+    /// # Panics
+    /// While [children](super::children) are out.
     #[inline]
     pub fn bufs_mut(&mut self) -> &mut Buffers {
-        &mut self.body_mut().bufs
+        let body = self.body_mut();
+        assert_eq!(body.children, 0, "children still show its payload");
+        if body.shared {
+            body.own_payload();
+        }
+        &mut body.bufs
+    }
+
+    /// The range that it had when the module that holds it got it, whatever lower devices have made of it.
+    #[inline]
+    pub fn own_range(&self) -> (u64, u64) {
+        let frame = self.body().frames.last().expect("a module holds an Io under its own frame");
+        frame.given
+    }
+
+    /// What the module that holds it has set with [`Io::set_mark`]; it stays while the I/O is with lower devices.
+    #[inline]
+    pub fn mark(&self) -> u32 {
+        self.body().frames.last().expect("a module holds an Io under its own frame").mark
+    }
+
+    /// See [`Io::mark`].
+    #[inline]
+    pub fn set_mark(&mut self, mark: u32) {
+        self.body_mut().frames.top().expect("a module holds an Io under its own frame").mark = mark;
     }
 
     /// Redirects the operation, before [`IoCx::forward`](super::IoCx::forward).
@@ -206,6 +265,7 @@ impl Io {
     /// Ends the operation, from any thread. On the operation's own reactor
     /// [`IoCx::complete`](super::IoCx::complete) is faster.
     pub fn complete(mut self, status: IoStatus) {
+        assert_eq!(self.body().children, 0, "children still show its payload");
         if let Some(mut body) = self.0.take() {
             body.status = status;
             send_home(body);
@@ -225,6 +285,10 @@ fn send_home(body: Box<IoBody>) {
 impl Drop for Io {
     fn drop(&mut self) {
         let Some(mut body) = self.0.take() else { return };
+        if body.children > 0 {
+            // Its module, or the runtime, has ended while children are out: they may still read this memory.
+            std::mem::forget(std::mem::take(&mut body.bufs));
+        }
         if body.home.inner.closed.load(Ordering::Acquire) {
             return;
         }

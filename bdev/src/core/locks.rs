@@ -55,7 +55,26 @@ pub(super) struct Ticket(u64);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
     reactor: ReactorId,
-    saga: u32,
+    who: Who,
+}
+
+/// On its reactor: a saga, or the holder of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Saga(u32),
+    Hold(u32),
+}
+
+/// Names a range that is held on one reactor, see [`IoRuntime::hold_range`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HoldId(u32);
+
+/// A range that is held, or waited for.
+pub(super) struct Hold {
+    bdev: Arc<BdevInfo>,
+    ticket: Option<Ticket>,
+    acks_left: usize,
+    held: Option<Box<dyn FnOnce()>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +184,40 @@ impl LockTable {
 impl IoRuntime {
     /// Takes a lock for a saga of this reactor; `saga_locked` goes on when every gate is closed.
     pub(super) fn lock_for_saga(&mut self, saga: u32, bdev: &Arc<BdevInfo>, scope: Scope) -> Ticket {
-        let asker = Asker { reactor: self.reactor, saga };
+        self.lock(Who::Saga(saga), bdev, scope)
+    }
+
+    /// Keeps operations that modify these blocks out of `bdev` on all reactors. `held` is called, on this reactor, when those that
+    /// were there before have ended. Operations below the device are not kept out: that is for the device's own.
+    pub fn hold_range(&mut self, bdev: &Arc<BdevInfo>, lba: u64, blocks: u64, held: Box<dyn FnOnce()>) -> HoldId {
+        let hold = Hold { bdev: Arc::clone(bdev), ticket: None, acks_left: usize::MAX, held: Some(held) };
+        let index = self.holds.insert(hold) as u32;
+        // The acknowledgements may all come within this call, before the ticket is known here.
+        let ticket = self.lock(Who::Hold(index), bdev, Scope::Writes { lba, blocks });
+        self.holds[index as usize].ticket = Some(ticket);
+        self.hold_ready(index);
+        HoldId(index)
+    }
+
+    /// Lets go of a range that is held: what waited goes on.
+    pub fn release_range(&mut self, hold: HoldId) {
+        let hold = self.holds.remove(hold.0 as usize);
+        debug_assert!(hold.held.is_none(), "it is not held yet");
+        self.unlock(&hold.bdev, hold.ticket.expect("what is held has its ticket"));
+    }
+
+    fn hold_ready(&mut self, index: u32) {
+        let hold = &mut self.holds[index as usize];
+        if hold.ticket.is_some()
+            && hold.acks_left == 0
+            && let Some(held) = hold.held.take()
+        {
+            held();
+        }
+    }
+
+    fn lock(&mut self, who: Who, bdev: &Arc<BdevInfo>, scope: Scope) -> Ticket {
+        let asker = Asker { reactor: self.reactor, who };
         let (ticket, held) = bdev.locks().acquire(scope, asker);
         if held {
             self.close_gates(bdev.id(), ticket, scope, asker);
@@ -174,7 +226,10 @@ impl IoRuntime {
     }
 
     fn close_gates(&mut self, bdev: BdevId, ticket: Ticket, scope: Scope, asker: Asker) {
-        self.sagas[asker.saga as usize].acks_left = self.group.len();
+        match asker.who {
+            Who::Saga(saga) => self.sagas[saga as usize].acks_left = self.group.len(),
+            Who::Hold(hold) => self.holds[hold as usize].acks_left = self.group.len(),
+        }
         for index in 0..self.group.len() {
             let to = self.group[index].id();
             if to == self.reactor {
@@ -237,13 +292,20 @@ impl IoRuntime {
 
     fn ack(&mut self, asker: Asker) {
         if asker.reactor == self.reactor {
-            self.gate_acked(asker.saga);
+            self.gate_acked(asker.who);
         } else {
-            self.send_to(asker.reactor, move |runtime| runtime.gate_acked(asker.saga));
+            self.send_to(asker.reactor, move |runtime| runtime.gate_acked(asker.who));
         }
     }
 
-    fn gate_acked(&mut self, saga: u32) {
+    fn gate_acked(&mut self, who: Who) {
+        let saga = match who {
+            Who::Saga(saga) => saga,
+            Who::Hold(hold) => {
+                self.holds[hold as usize].acks_left -= 1;
+                return self.hold_ready(hold);
+            }
+        };
         let waiting = &mut self.sagas[saga as usize];
         waiting.acks_left -= 1;
         if waiting.acks_left == 0 {
@@ -292,7 +354,7 @@ mod tests {
     use super::*;
 
     fn asker(saga: u32) -> Asker {
-        Asker { reactor: ReactorId(0), saga }
+        Asker { reactor: ReactorId(0), who: Who::Saga(saga) }
     }
 
     #[test]
@@ -307,8 +369,8 @@ mod tests {
         // It overlaps only the one that waits, and must not overtake it.
         assert!(!table.acquire(range(2, 1), asker(3)).1);
         assert!(!table.acquire(Scope::All, asker(4)).1);
-        let admitted: Vec<u32> = table.release(first).iter().map(|w| w.asker.saga).collect();
-        assert_eq!(admitted, [3], "the second still overlaps blocks 8 to 11");
+        let admitted: Vec<Who> = table.release(first).iter().map(|w| w.asker.who).collect();
+        assert_eq!(admitted, [Who::Saga(3)], "the second still overlaps blocks 8 to 11");
         assert_eq!(table.gates_for_new_channel().len(), 2);
     }
 

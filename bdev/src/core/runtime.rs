@@ -34,7 +34,7 @@ use smallvec::SmallVec;
 use super::channel::IoChannel;
 use super::cx::IoCx;
 use super::io::{Completion, Frame, Home, HomeInner, Io, IoBody, IoRequest, IoTag, NO_SAGA, arrayvec};
-use super::locks::Gate;
+use super::locks::{Gate, Hold};
 use super::registry::{BdevId, BdevInfo};
 use super::saga::Saga;
 use super::spares::MAX_SPARES;
@@ -83,6 +83,9 @@ pub(super) struct Inner {
     pub(super) engine: Box<dyn FileEngine>,
     pub(super) pool: BufferPool,
     pub(super) now: Instant,
+    // Boxed because I/Os travel by pointer, and the same box goes out again and again.
+    #[allow(clippy::vec_box)]
+    pub(super) free: Vec<Box<IoBody>>,
 }
 
 pub(super) struct Channel {
@@ -133,9 +136,6 @@ pub struct IoRuntime {
     by_bdev: HashMap<BdevId, ChannelId>,
     polled: Vec<ChannelId>,
     clients: Slab<Client>,
-    // Boxed because I/Os travel by pointer, and the same box goes out again and again.
-    #[allow(clippy::vec_box)]
-    pub(super) free: Vec<Box<IoBody>>,
     /// I/Os lent as spares.
     pub(super) spares: usize,
     pub(super) waiting: VecDeque<(ChannelId, ClientId, IoRequest)>,
@@ -143,6 +143,8 @@ pub struct IoRuntime {
     pub(super) home: Home,
     files_done: Vec<FileDone>,
     pub(super) sagas: Slab<Saga>,
+    /// Ranges that are held for others than sagas.
+    pub(super) holds: Slab<Hold>,
     pub(super) bounce_waiters: VecDeque<u32>,
     pub(super) reserve: Option<Buffers>,
     outbox: VecDeque<(ReactorId, Message)>,
@@ -164,6 +166,11 @@ impl IoRuntime {
         cx.insert(RuntimeSlot(Rc::clone(&shared)));
         cx.add_poller("bdev", Schedule::Active, Box::new(RuntimePoller(Rc::clone(&shared))));
         Ok(shared)
+    }
+
+    /// Reactors of the group.
+    pub fn reactors(&self) -> usize {
+        self.group.len()
     }
 
     /// The sizes it was built with.
@@ -200,18 +207,18 @@ impl IoRuntime {
             config,
             reactor: cx.id(),
             group: cx.group().to_vec(),
-            inner: Inner { queue: VecDeque::new(), engine, pool, now: cx.now() },
+            inner: Inner { queue: VecDeque::new(), engine, pool, now: cx.now(), free },
             channels: Slab::new(),
             by_bdev: HashMap::new(),
             polled: Vec::new(),
             clients: Slab::new(),
-            free,
             spares: 0,
             waiting: VecDeque::new(),
             ring: consumer,
             home,
             files_done: Vec::new(),
             sagas: Slab::new(),
+            holds: Slab::new(),
             bounce_waiters: VecDeque::new(),
             reserve: Some(Buffers::heap(BOUNCE_BYTES)),
             outbox: VecDeque::new(),
@@ -256,6 +263,10 @@ impl IoRuntime {
             frames: arrayvec::Frames::default(),
             home: home.clone(),
             spare: false,
+            children: 0,
+            uncounted: false,
+            child: false,
+            shared: false,
         })
     }
 
@@ -274,7 +285,7 @@ impl IoRuntime {
     /// Submits an operation. Its completion comes to `client`'s inbox, at the earliest in the next [`IoRuntime::run`].
     #[inline]
     pub fn submit(&mut self, channel: ChannelId, client: ClientId, request: IoRequest) {
-        if !self.waiting.is_empty() || self.free.is_empty() {
+        if !self.waiting.is_empty() || self.inner.free.is_empty() {
             self.channels[channel.0 as usize].waiting += 1;
             self.waiting.push_back((channel, client, request));
             return;
@@ -284,7 +295,7 @@ impl IoRuntime {
 
     #[inline]
     fn start(&mut self, channel: ChannelId, client: ClientId, request: IoRequest) {
-        let body = self.free.pop().expect("the caller saw a free I/O");
+        let body = self.inner.free.pop().expect("the caller saw a free I/O");
         self.start_with(body, channel, client, request);
     }
 
@@ -318,7 +329,7 @@ impl IoRuntime {
             self.inner.pool.put(completion.take_bufs());
         }
         if !completion.body.spare {
-            self.free.push(completion.body);
+            self.inner.free.push(completion.body);
         }
     }
 
@@ -419,8 +430,9 @@ impl IoRuntime {
         let slot = &mut self.channels[channel.0 as usize];
         let body = io.body_mut();
         let (op, lba, blocks) = (body.op, body.lba, body.blocks);
+        let (saga, epoch, started) = (NO_SAGA, slot.epoch, self.inner.now);
         let frame =
-            Frame { channel, saga: NO_SAGA, forwarded: false, epoch: slot.epoch, op, blocks, started: self.inner.now };
+            Frame { channel, saga, forwarded: false, epoch, op, blocks, given: (lba, blocks), started, mark: 0 };
         let status = check(slot, op, lba, blocks, body.bufs.len());
         if status != IoStatus::Success {
             body.status = status;
@@ -450,8 +462,11 @@ impl IoRuntime {
     }
 
     #[inline]
-    pub(super) fn give_to_module(&mut self, channel: ChannelId, io: Io) {
+    pub(super) fn give_to_module(&mut self, channel: ChannelId, mut io: Io) {
         let slot = &mut self.channels[channel.0 as usize];
+        let body = io.body_mut();
+        let given = (body.lba, body.blocks);
+        body.frames.top().expect("its frame was pushed when it came").given = given;
         match slot.module.as_mut() {
             // A piece of an emulated operation would come behind the abort of everything, and nothing would end it.
             Some(module) if !slot.removing => module.submit(io, &mut IoCx { inner: &mut self.inner, channel }),
@@ -492,7 +507,9 @@ impl IoRuntime {
         let channel = frame.channel;
         let slot = &mut self.channels[channel.0 as usize];
         let bytes = frame.blocks.saturating_mul(slot.geometry.block_size.into());
-        slot.stats.record(frame.op.kind(), bytes, frame.started, self.inner.now, io.body().status);
+        if !io.body().uncounted {
+            slot.stats.record(frame.op.kind(), bytes, frame.started, self.inner.now, io.body().status);
+        }
         let count = &mut slot.in_flight[frame.epoch as usize];
         *count -= 1;
         let drained = *count == 0;
@@ -535,7 +552,7 @@ impl IoRuntime {
 
     fn admit_waiting(&mut self) -> bool {
         let mut any = false;
-        while !self.free.is_empty() {
+        while !self.inner.free.is_empty() {
             let Some((channel, client, request)) = self.waiting.pop_front() else { break };
             let slot = &mut self.channels[channel.0 as usize];
             slot.waiting -= 1;
@@ -616,8 +633,10 @@ impl IoRuntime {
     /// # Panics
     /// When something is still out.
     pub fn assert_whole(&self) {
-        assert_eq!(self.free.len(), pool_size(self.config.io_pool), "I/Os are missing from the pool");
+        assert_eq!(self.inner.free.len(), pool_size(self.config.io_pool), "I/Os are missing from the pool");
         assert!(self.sagas.is_empty(), "{} sagas are left", self.sagas.len());
+        assert!(self.holds.is_empty(), "{} ranges are held", self.holds.len());
+        assert_eq!(self.spares, 0, "spare I/Os are lent");
         assert!(self.bounce_waiters.is_empty() && self.reserve.is_some(), "bounce memory is out");
     }
 
@@ -642,7 +661,7 @@ impl std::fmt::Debug for IoRuntime {
         f.debug_struct("IoRuntime")
             .field("reactor", &self.reactor)
             .field("channels", &self.channels.len())
-            .field("free", &self.free.len())
+            .field("free", &self.inner.free.len())
             .finish_non_exhaustive()
     }
 }

@@ -1,8 +1,11 @@
 //! The control plane of the bdev layer: devices come, change and go while reactors work.
 
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_channel::oneshot;
@@ -236,7 +239,16 @@ pub struct BdevSystem {
     executor: Arc<dyn Executor>,
     options: Mutex<Options>,
     base_config: Mutex<Vec<BaseConfig>>,
+    me: Weak<BdevSystem>,
+    /// What modules have besides their devices.
+    attached: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
+    /// Whom new devices are shown to, and how many are being looked at.
+    examiners: Mutex<Vec<Examine>>,
+    examining: AtomicUsize,
 }
+
+/// Looks at a device for something to build on it.
+pub type Examine = fn(Arc<BdevSystem>, Arc<BdevInfo>) -> BoxFuture<'static, ()>;
 
 /// Calls that make base devices which no device of their own tells about.
 pub type BaseConfig = Box<dyn Fn() -> Vec<ConfigEntry> + Send + Sync>;
@@ -285,7 +297,44 @@ impl BdevSystem {
         executor: Arc<dyn Executor>,
     ) -> Arc<BdevSystem> {
         let (options, base_config) = (Mutex::default(), Mutex::default());
-        Arc::new(BdevSystem { registry: Arc::default(), reactors, platform, executor, options, base_config })
+        let examiners = Mutex::new(crate::modules::MODULES.iter().filter_map(|module| module.examine).collect());
+        Arc::new_cyclic(|me| BdevSystem {
+            registry: Arc::default(),
+            reactors,
+            platform,
+            executor,
+            options,
+            base_config,
+            me: Weak::clone(me),
+            attached: Mutex::default(),
+            examiners,
+            examining: AtomicUsize::new(0),
+        })
+    }
+
+    /// What a module has in this system besides its devices: one value of each type, made when it is first asked for.
+    pub fn attached<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut attached = self.attached.lock().unwrap_or_else(PoisonError::into_inner);
+        let value = attached.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(make()));
+        Arc::clone(value).downcast().expect("it is kept under its own type")
+    }
+
+    /// Shows a device to the modules that build on what they find on it; they look at it in a task.
+    pub fn examine(&self, bdev: &Arc<BdevInfo>) {
+        let Some(me) = self.me.upgrade() else { return };
+        for examine in self.examiners.lock().unwrap_or_else(PoisonError::into_inner).iter().copied() {
+            self.examining.fetch_add(1, Ordering::AcqRel);
+            let (system, bdev) = (Arc::clone(&me), Arc::clone(bdev));
+            self.executor.spawn(Box::pin(async move {
+                examine(Arc::clone(&system), bdev).await;
+                system.examining.fetch_sub(1, Ordering::AcqRel);
+            }));
+        }
+    }
+
+    /// Whether devices are being looked at.
+    pub fn is_examining(&self) -> bool {
+        self.examining.load(Ordering::Acquire) > 0
     }
 
     /// The reactors.
@@ -377,6 +426,9 @@ impl BdevSystem {
             bytes = geometry.bytes(),
             "bdev added"
         );
+        if self.options().auto_examine {
+            self.examine(&info);
+        }
         Ok(info)
     }
 

@@ -54,7 +54,7 @@ use crate::core::system::Executor;
 use crate::core::{Bdev, BdevError, BdevInfo, BdevSystem, ChannelCx, Geometry, IoChannel, NewBdev, OpKind, OpSet};
 
 /// The module.
-pub const MODULE: Module = Module { name: "appliance", methods: rpc::METHODS, subjects: SUBJECTS };
+pub const MODULE: Module = Module { name: "appliance", methods: rpc::METHODS, subjects: SUBJECTS, examine: None };
 
 const PRODUCT: &str = "appliance";
 

@@ -27,7 +27,7 @@ use crate::core::{
 };
 
 /// The module.
-pub const MODULE: Module = Module { name: "delay", methods: METHODS, subjects: &[SUBJECT] };
+pub const MODULE: Module = Module { name: "delay", methods: METHODS, subjects: &[SUBJECT], examine: None };
 
 const PRODUCT: &str = "delay";
 const TYPES: &[&str] = &["avg_read", "p99_read", "avg_write", "p99_write"];

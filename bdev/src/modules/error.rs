@@ -23,7 +23,7 @@ use crate::core::{
 };
 
 /// The module.
-pub const MODULE: Module = Module { name: "error", methods: METHODS, subjects: &[SUBJECT] };
+pub const MODULE: Module = Module { name: "error", methods: METHODS, subjects: &[SUBJECT], examine: None };
 
 const PRODUCT: &str = "Error Injection Disk";
 const IO_TYPES: &[&str] = &["clear", "read", "write", "unmap", "flush", "all"];

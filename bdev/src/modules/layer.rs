@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use schema::{Params, RpcError};
 
+use crate::core::registry::OnEvent;
 use crate::core::{BdevError, BdevEvent, BdevInfo, BdevSystem, ClaimKind, Descriptor, NewBdev, OpKind, OpSet};
 
 /// The base of a device, held open and claimed until the device is removed.
@@ -47,6 +48,18 @@ pub(crate) fn claim_for(
         }
     };
     let descriptor = system.open(base, true, owner, Arc::new(on_event))?;
+    descriptor.claim(ClaimKind::ExclusiveWrite)?;
+    Ok(Base { info: Arc::clone(descriptor.bdev()), held: Mutex::new(Some(descriptor)) })
+}
+
+/// Opens and claims `base` for `owner`, who hears of its events.
+pub(crate) fn claim_with(
+    system: &Arc<BdevSystem>,
+    owner: &str,
+    base: &str,
+    on_event: OnEvent,
+) -> Result<Base, BdevError> {
+    let descriptor = system.open(base, true, owner, on_event)?;
     descriptor.claim(ClaimKind::ExclusiveWrite)?;
     Ok(Base { info: Arc::clone(descriptor.bdev()), held: Mutex::new(Some(descriptor)) })
 }

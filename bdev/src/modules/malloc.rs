@@ -36,7 +36,7 @@ use crate::core::{
 };
 
 /// The module.
-pub const MODULE: Module = Module { name: "malloc", methods: METHODS, subjects: &[SUBJECT] };
+pub const MODULE: Module = Module { name: "malloc", methods: METHODS, subjects: &[SUBJECT], examine: None };
 
 const PRODUCT: &str = "Malloc disk";
 

@@ -21,7 +21,7 @@ use crate::core::{
 };
 
 /// The module.
-pub const MODULE: Module = Module { name: "null", methods: METHODS, subjects: &[SUBJECT] };
+pub const MODULE: Module = Module { name: "null", methods: METHODS, subjects: &[SUBJECT], examine: None };
 
 const PRODUCT: &str = "Null disk";
 

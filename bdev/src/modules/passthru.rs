@@ -18,7 +18,7 @@ use crate::core::{
 };
 
 /// The module.
-pub const MODULE: Module = Module { name: "passthru", methods: METHODS, subjects: &[SUBJECT] };
+pub const MODULE: Module = Module { name: "passthru", methods: METHODS, subjects: &[SUBJECT], examine: None };
 
 const PRODUCT: &str = "passthru";
 

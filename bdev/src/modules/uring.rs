@@ -41,7 +41,7 @@ const LOCK_PERIOD: Duration = Duration::from_millis(20);
 
 /// The module.
 pub const MODULE: Module =
-    Module { name: "uring", methods: METHODS, subjects: &[URING_SUBJECT, AIO_SUBJECT, PLAIN_SUBJECT] };
+    Module { name: "uring", methods: METHODS, subjects: &[URING_SUBJECT, AIO_SUBJECT, PLAIN_SUBJECT], examine: None };
 
 /// Under which methods a device was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

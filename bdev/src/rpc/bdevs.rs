@@ -21,9 +21,13 @@ pub const METHODS: &[Method<BdevSystem>] = &[
         ])
         .refuses_with(code::INTERNAL_ERROR)
         .result("array of bdevs"),
-    Method::new("bdev_wait_for_examine", "Return when all bdevs have been examined.", |_, _| {
-        // Examination is part of the call that creates a bdev.
-        Box::pin(async { Ok(json!(true)) })
+    Method::new("bdev_wait_for_examine", "Return when all bdevs have been examined.", |s, _| {
+        Box::pin(async move {
+            while s.is_examining() {
+                s.executor().sleep(LOOK_AGAIN).await;
+            }
+            Ok(json!(true))
+        })
     }),
     Method::new("bdev_examine", "Show a bdev to the modules that build on what they find on it.", |s, p| {
         Box::pin(examine(s, p))
@@ -50,10 +54,13 @@ async fn get_bdevs(system: Arc<BdevSystem>, params: Params) -> Result<Value, Rpc
 
 async fn examine(system: Arc<BdevSystem>, params: Params) -> Result<Value, RpcError> {
     let name = params.str("name")?;
-    // No module builds on what it finds by itself, so looking it up is all there is to it.
     let info = system.get(name)?;
     if info.is_removing() {
         return Err(BdevError::BeingRemoved { name: name.to_string() }.into());
+    }
+    system.examine(&info);
+    while system.is_examining() {
+        system.executor().sleep(LOOK_AGAIN).await;
     }
     Ok(json!(true))
 }

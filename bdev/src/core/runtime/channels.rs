@@ -1,10 +1,13 @@
 //! A reactor's channels to devices: opened with the first reference, closed with the last, and what control does to them.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
-use super::{Channel, ChannelId, IoRuntime};
+use reactor::ReactorId;
+
+use super::{Channel, ChannelId, IoRuntime, Step};
 use crate::core::cx::ChannelCx;
 use crate::core::io::MAX_LAYERS;
 use crate::core::registry::{BdevId, BdevInfo};
@@ -28,7 +31,7 @@ impl IoRuntime {
         if bdev.is_removing() {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("'{}' is being removed", bdev.name())));
         }
-        let mut cx = ChannelCx { runtime: self, height: 0 };
+        let mut cx = ChannelCx { runtime: self, height: 0, limit: MAX_LAYERS };
         let mut module = bdev.device().open_channel(&mut cx)?;
         let height = cx.height + 1;
         if height > MAX_LAYERS {
@@ -84,7 +87,7 @@ impl IoRuntime {
             slot.stats = IoStats::default();
             let removed = std::mem::take(&mut slot.removed);
             self.polled.retain(|&id| id != channel);
-            module.close(&mut ChannelCx { runtime: self, height: 0 });
+            module.close(&mut ChannelCx { runtime: self, height: 0, limit: MAX_LAYERS });
             drop(module);
             removed.into_iter().for_each(|tell| tell());
         }
@@ -94,6 +97,31 @@ impl IoRuntime {
                 self.by_bdev.remove(&slot.bdev.id());
             }
         }
+    }
+
+    /// Brings `notice` to this reactor's channel of a device, and has it polled once; `false` when there is none.
+    pub fn notice(&mut self, bdev: BdevId, notice: Box<dyn Any + Send>) -> bool {
+        let Some(&channel) = self.by_bdev.get(&bdev) else { return false };
+        let slot = &mut self.channels[channel.0 as usize];
+        let limit = slot.height - 1;
+        // It is lent the runtime meanwhile; what that does to other channels does not come back to this one.
+        let Some(mut module) = slot.module.take() else { return false };
+        module.notice(notice, &mut ChannelCx { runtime: self, height: 0, limit });
+        self.channels[channel.0 as usize].module = Some(module);
+        self.inner.queue.push_back(Step::Poll(channel));
+        true
+    }
+
+    /// Brings `notice` to the channel of a device on another reactor, or on this; `then` is called there afterwards, with whether
+    /// there was a channel. Waits in the outbox while that reactor's mailbox is full: the sender bounds how many.
+    pub fn send_notice(
+        &mut self,
+        to: ReactorId,
+        bdev: BdevId,
+        notice: Box<dyn Any + Send>,
+        then: impl FnOnce(bool) + Send + 'static,
+    ) {
+        self.send_to(to, move |runtime| then(runtime.notice(bdev, notice)));
     }
 
     /// The geometry under which a channel works now.

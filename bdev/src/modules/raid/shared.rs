@@ -1,0 +1,135 @@
+//! What the reactors' channels and the array's driver share.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use reactor::park::Waker;
+
+use super::array::View;
+use super::driver::Driver;
+use super::format::Layout;
+use crate::core::{BdevInfo, IoRuntime};
+
+/// How reactors treat the legs, and what these are.
+pub(super) struct Table {
+    pub(super) view: View,
+    pub(super) legs: Vec<Option<Arc<BdevInfo>>>,
+}
+
+/// What channels are told.
+pub(super) enum Notice {
+    Table(Arc<Table>),
+    /// These regions may be written.
+    Grant(Vec<usize>),
+    /// Regions that were not written since the last round are to be given back.
+    Revoke(u64),
+}
+
+/// A piece of work for the driver, on its reactor.
+pub(super) type Work = Box<dyn FnOnce(&mut Driver, &mut IoRuntime) + Send>;
+
+/// What the driver is told.
+pub(super) enum Event {
+    Mark {
+        from: u32,
+        regions: Vec<usize>,
+    },
+    Failed {
+        leg: usize,
+        why: String,
+    },
+    Uncertain,
+    Repair {
+        leg: usize,
+        lba: u64,
+        blocks: u64,
+    },
+    Told(u64),
+    Kept {
+        round: u64,
+        held: Vec<usize>,
+    },
+    Locked,
+    /// The leg is being removed.
+    Gone(Arc<BdevInfo>),
+    Do(Work),
+    Stop {
+        wipe: bool,
+    },
+}
+
+/// See the [module](self). The queue of events is bounded by what may be outstanding: of each channel one `Mark`, one `Kept`, one
+/// `Told`, a `Failed` for each leg under each table; repairs beyond [`MAX_REPAIRS`] are dropped.
+pub(super) struct Shared {
+    pub(super) layout: Layout,
+    pub(super) persist: bool,
+    /// The device, once it is registered.
+    pub(super) bdev: OnceLock<Arc<BdevInfo>>,
+    table: Mutex<Arc<Table>>,
+    inbox: Mutex<Inbox>,
+    waker: OnceLock<Waker>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    events: VecDeque<Event>,
+    repairs: usize,
+    uncertain: bool,
+}
+
+/// Repairs that may wait for the driver.
+const MAX_REPAIRS: usize = 64;
+
+impl Shared {
+    pub(super) fn new(layout: Layout, persist: bool, table: Table) -> Arc<Shared> {
+        Arc::new(Shared {
+            layout,
+            persist,
+            bdev: OnceLock::new(),
+            table: Mutex::new(Arc::new(table)),
+            inbox: Mutex::default(),
+            waker: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn set_waker(&self, waker: Waker) {
+        let _ = self.waker.set(waker);
+    }
+
+    pub(super) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set_table(&self, table: Arc<Table>) {
+        *self.table.lock().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From any thread; never on the path of a read or write that goes well.
+    pub(super) fn send(&self, event: Event) {
+        let mut inbox = self.inbox();
+        match event {
+            Event::Repair { .. } if inbox.repairs == MAX_REPAIRS => return,
+            Event::Repair { .. } => inbox.repairs += 1,
+            Event::Uncertain if inbox.uncertain => return,
+            Event::Uncertain => inbox.uncertain = true,
+            _ => {}
+        }
+        inbox.events.push_back(event);
+        drop(inbox);
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn take(&self) -> VecDeque<Event> {
+        std::mem::take(&mut *self.inbox()).events
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.inbox().events.is_empty()
+    }
+}
