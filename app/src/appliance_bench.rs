@@ -1,10 +1,14 @@
 //! `ringstone appliance-bench`: what the way to a handler costs, through the bdev layer, without a network.
 //!
-//! One reactor carries the load, on the first core that this process may use; workers run on the second. What is compared
-//! is measured in turns, several times, and reported as median and range. The handler is `null`, which fills reads with
-//! zeroes and does nothing else, as the null bdev does on the reactor.
+//! One reactor carries the load, on the first core that this process may use; workers run on the second. The handler is `null`,
+//! which fills reads with zeroes and does nothing else, as the null bdev does on the reactor.
+//!
+//! What is compared is measured side by side: each run is cut into slices that take turns, in an order that turns round, so that
+//! what else the machine does meets all of them alike. Ratios are of the sums of one run; reported are the median of the runs
+//! and their range. A slice begins when its load has run for a moment.
 
 mod external;
+mod log;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -41,10 +45,21 @@ pub struct Options {
     /// Devices created and deleted under load.
     #[arg(long, default_value_t = 1000)]
     cycles: u32,
+    /// Measure the handler `log` instead, over memory and over a file, against the bare bdev below it.
+    #[arg(long)]
+    log: bool,
+    /// Where --log makes its file [default: the folder for temporary files].
+    #[arg(long, value_name = "PATH")]
+    folder: Option<std::path::PathBuf>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
+
+/// Slices of a run, for each of those that are compared.
+const SLICES: usize = 8;
+/// Seconds that a load runs before a slice of it is measured.
+const WARM_UP: f64 = 0.03;
 
 const BLOCK: u32 = 4096;
 const BLOCKS: u64 = 1 << 20;
@@ -63,8 +78,13 @@ pub fn main(options: &Options) -> ExitCode {
 fn run(options: &Options) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.to_string())?;
     let mut report = Report { json: options.json, results: Vec::new() };
+    if options.log {
+        runtime.block_on(log::measure(options, &mut report))?;
+        report.finish();
+        return Ok(());
+    }
     runtime.block_on(async {
-        let busy = Rig::start(PollPolicy::Busy)?;
+        let busy = Rig::start(PollPolicy::Busy, EngineChoice::Threads)?;
         round_trip(&busy, options, &mut report).await?;
         throughput(&busy, options, &mut report).await?;
         neighbour(&busy, options, &mut report).await?;
@@ -72,7 +92,7 @@ fn run(options: &Options) -> Result<(), String> {
         busy.stop().await?;
         external::nbd(outside, options, &mut report)?;
         completions(options, &mut report);
-        let adaptive = Rig::start(PollPolicy::default())?;
+        let adaptive = Rig::start(PollPolicy::default(), EngineChoice::Threads)?;
         idle(&adaptive, options, &mut report).await?;
         cycles(&adaptive, options, &mut report).await?;
         adaptive.stop().await
@@ -130,8 +150,8 @@ struct Rig {
 }
 
 impl Rig {
-    fn start(policy: PollPolicy) -> Result<Rig, String> {
-        let platform: Arc<dyn Platform> = Arc::new(OsPlatform::new(EngineChoice::Threads));
+    fn start(policy: PollPolicy, files: EngineChoice) -> Result<Rig, String> {
+        let platform: Arc<dyn Platform> = Arc::new(OsPlatform::new(files));
         let (core, worker_core) = cores();
         let config = ReactorConfig { id: ReactorId(0), core: Some(core), policy };
         let install = |cx: &mut Context| IoRuntime::install(cx, RuntimeConfig::default()).map(drop);
@@ -165,6 +185,11 @@ impl Rig {
 
     /// Starts reads of one block at `depth`.
     async fn load(&self, name: &str, depth: usize, timed: bool) -> Result<Load, String> {
+        self.start_load(name, Shape { depth, timed, ..Shape::default() }).await
+    }
+
+    /// Starts a load.
+    async fn start_load(&self, name: &str, shape: Shape) -> Result<Load, String> {
         let shared = Arc::new(Shared::default());
         let hear = Arc::clone(&shared);
         let reactor = self.system.reactors()[0].clone();
@@ -184,7 +209,7 @@ impl Rig {
             let channel = runtime.borrow_mut().get_channel(descriptor.bdev()).map_err(|e| e.to_string())?;
             let client = runtime.borrow_mut().add_client();
             let me = cx.reserve_poller();
-            let free = (0..depth).map(|_| Buffers::heap(BLOCK as usize)).collect();
+            let free = (0..shape.depth).map(|n| shape.payload(n as u64 + 1)).collect();
             let descriptor = Some(descriptor);
             let load = LoadPoller {
                 me,
@@ -193,10 +218,10 @@ impl Rig {
                 client,
                 descriptor,
                 shared: told,
-                depth,
+                shape,
                 free,
-                timed,
                 next: 1,
+                at: 0,
                 done: Vec::new(),
             };
             cx.add_reserved_poller(me, "load", Schedule::Active, Box::new(load));
@@ -207,12 +232,61 @@ impl Rig {
     }
 }
 
+/// What a load does.
+#[derive(Clone, Copy)]
+struct Shape {
+    op: Op,
+    /// Blocks of an operation.
+    blocks: u64,
+    /// Operations at once.
+    depth: usize,
+    /// Blocks of the device that it uses.
+    span: u64,
+    /// One behind the other, and at the end of the span it is done; else anywhere.
+    once: bool,
+    /// Bytes of each written block that cannot be compressed; the others are zeroes.
+    random_bytes: usize,
+    timed: bool,
+}
+
+impl Default for Shape {
+    fn default() -> Shape {
+        Shape { op: Op::Read, blocks: 1, depth: 1, span: BLOCKS, once: false, random_bytes: 0, timed: false }
+    }
+}
+
+impl Shape {
+    fn bytes(&self) -> usize {
+        self.blocks as usize * BLOCK as usize
+    }
+
+    fn payload(&self, seed: u64) -> Buffers {
+        let mut bufs = Buffers::heap(self.bytes());
+        // Also of reads, so that the host has given the memory before anything is measured.
+        bufs.fill(0);
+        let mut word = seed;
+        for block in 0..self.blocks as usize {
+            for at in (0..self.random_bytes).step_by(8) {
+                word = advance(word);
+                // The upper bits: the lower ones repeat.
+                bufs.write_at(block * BLOCK as usize + at, &(word ^ (word >> 32)).to_le_bytes());
+            }
+        }
+        bufs
+    }
+}
+
+fn advance(word: u64) -> u64 {
+    word.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f)
+}
+
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
     ended: AtomicBool,
     submitted: AtomicU64,
     completed: AtomicU64,
+    failed: AtomicBool,
     /// Nanoseconds of each operation, where they are timed.
     latencies: Mutex<Vec<u32>>,
 }
@@ -225,7 +299,7 @@ struct Load {
 impl Load {
     /// Lets it run, and returns operations a second.
     async fn rate(&self, seconds: f64) -> f64 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_secs_f64(WARM_UP)).await;
         let (began, before) = (std::time::Instant::now(), self.shared.completed.load(Ordering::Relaxed));
         tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
         let done = self.shared.completed.load(Ordering::Relaxed) - before;
@@ -255,10 +329,11 @@ struct LoadPoller {
     client: ClientId,
     descriptor: Option<Descriptor>,
     shared: Arc<Shared>,
-    depth: usize,
+    shape: Shape,
     free: Vec<Buffers>,
-    timed: bool,
     next: u64,
+    /// Where a load that goes through the device is.
+    at: u64,
     done: Vec<Completion>,
 }
 
@@ -277,7 +352,7 @@ impl Poller for LoadPoller {
         self.shared
             .completed
             .store(self.shared.completed.load(Ordering::Relaxed) + self.done.len() as u64, Ordering::Relaxed);
-        if self.timed && busy {
+        if self.shape.timed && busy {
             let now = cx.read_clock();
             let mut latencies = self.shared.latencies.lock().unwrap_or_else(PoisonError::into_inner);
             let room = MAX_LATENCIES - latencies.len();
@@ -286,17 +361,25 @@ impl Poller for LoadPoller {
         for mut completion in self.done.drain(..) {
             let bufs = completion.take_bufs();
             // What a handler still has at its end is not there any more.
-            self.free.push(if bufs.len() == BLOCK as usize { bufs } else { Buffers::heap(BLOCK as usize) });
+            self.free.push(if bufs.len() == self.shape.bytes() { bufs } else { self.shape.payload(1) });
+            if !completion.status().is_success() {
+                self.shared.failed.store(true, Ordering::Relaxed);
+            }
             runtime.recycle(completion);
         }
-        let stop = self.shared.stop.load(Ordering::Acquire);
+        let Shape { op, blocks, span, once, .. } = self.shape;
+        let stop = self.shared.stop.load(Ordering::Acquire) || (once && self.at + blocks > span);
         if !stop && !self.free.is_empty() {
-            let at = if self.timed { cx.read_clock() } else { cx.now() };
-            let count = self.free.len() as u64;
-            while let Some(bufs) = self.free.pop() {
-                self.next = self.next.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-                let lba = (self.next >> 33) % BLOCKS;
-                runtime.submit(self.channel, self.client, IoRequest { op: Op::Read, lba, blocks: 1, bufs, user: at.0 });
+            let at = if self.shape.timed { cx.read_clock() } else { cx.now() };
+            let mut count = 0;
+            while !(once && self.at + blocks > span)
+                && let Some(bufs) = self.free.pop()
+            {
+                self.next = advance(self.next);
+                let lba = if once { self.at } else { (self.next >> 33) % (span / blocks) * blocks };
+                self.at = lba + blocks;
+                count += 1;
+                runtime.submit(self.channel, self.client, IoRequest { op, lba, blocks, bufs, user: at.0 });
             }
             self.shared.submitted.store(self.shared.submitted.load(Ordering::Relaxed) + count, Ordering::Relaxed);
             busy = true;
@@ -305,7 +388,7 @@ impl Poller for LoadPoller {
             runtime.run();
             runtime.flush();
         }
-        if stop && self.free.len() == self.depth {
+        if stop && self.free.len() == self.shape.depth {
             runtime.put_channel(self.channel);
             runtime.remove_client(self.client);
             self.descriptor = None;
@@ -321,18 +404,27 @@ fn percentile(sorted: &[u32], percent: f64) -> f64 {
     sorted.get(index).map_or(0.0, |&ns| f64::from(ns) / 1000.0)
 }
 
+fn percentile_of(mut latencies: Vec<u32>, percent: f64) -> f64 {
+    latencies.sort_unstable();
+    percentile(&latencies, percent)
+}
+
 /// One request at a time, both sides spinning.
 async fn round_trip(rig: &Rig, options: &Options, report: &mut Report) -> Result<(), String> {
     rig.null("null").await?;
     rig.appliance("app", Duration::from_secs(1)).await?;
     let (mut nulls, mut apps, mut more) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..options.runs {
-        let mut medians = [0.0; 2];
-        for (median, name) in medians.iter_mut().zip(["null", "app"]) {
-            let load = rig.load(name, 1, true).await?;
-            load.rate(options.time).await;
-            *median = percentile(&load.stop().await, 50.0);
+        let mut latencies = [Vec::new(), Vec::new()];
+        for slice in 0..SLICES {
+            for turn in 0..2 {
+                let which = (slice + turn) % 2;
+                let load = rig.load(["null", "app"][which], 1, true).await?;
+                load.rate(options.time / SLICES as f64).await;
+                latencies[which].extend(load.stop().await);
+            }
         }
+        let medians = latencies.map(|latencies| percentile_of(latencies, 50.0));
         nulls.push(medians[0]);
         apps.push(medians[1]);
         more.push(medians[1] - medians[0]);
@@ -349,12 +441,17 @@ async fn throughput(rig: &Rig, options: &Options, report: &mut Report) -> Result
     device::create(&rig.system, "inline", None, inline).await.map_err(|e| e.to_string())?;
     let (mut rates, mut part) = ([Vec::new(), Vec::new(), Vec::new()], Vec::new());
     for _ in 0..options.runs {
-        for (rates, name) in rates.iter_mut().zip(["null", "app", "inline"]) {
-            let load = rig.load(name, 128, false).await?;
-            rates.push(load.rate(options.time).await / 1000.0);
-            load.stop().await;
+        let mut sums = [0.0; 3];
+        for slice in 0..SLICES {
+            for turn in 0..3 {
+                let which = (slice + turn) % 3;
+                let load = rig.load(["null", "app", "inline"][which], 128, false).await?;
+                sums[which] += load.rate(options.time / SLICES as f64).await / SLICES as f64;
+                load.stop().await;
+            }
         }
-        part.push(rates[1][rates[1].len() - 1] / rates[0][rates[0].len() - 1]);
+        rates.iter_mut().zip(sums).for_each(|(rates, sum)| rates.push(sum / 1000.0));
+        part.push(sums[1] / sums[0]);
     }
     report.add("null bdev, depth 128", "kIOPS", &mut rates[0], "");
     report.add("null handler, 1 worker, depth 128", "kIOPS", &mut rates[1], "");
@@ -395,32 +492,36 @@ impl Worker for Stuck {
 /// The latency of one device while the handler of another hangs.
 async fn neighbour(rig: &Rig, options: &Options, report: &mut Report) -> Result<(), String> {
     rig.appliance("app", Duration::from_secs(1)).await?;
-    let (mut alone, mut beside, mut part) = (Vec::new(), Vec::new(), Vec::new());
-    for run in 0..options.runs {
-        let mut p99 = [0.0; 2];
-        for (p99, stuck) in p99.iter_mut().zip([false, true]) {
-            let name = format!("stuck{run}");
+    let (mut alone, mut with_stuck, mut part) = (Vec::new(), Vec::new(), Vec::new());
+    let mut stuck = 0;
+    for _ in 0..options.runs {
+        let mut latencies = [Vec::new(), Vec::new()];
+        // Alone, beside, beside, alone: each is first as often as the other. Every stuck handler leaves a thread behind.
+        for beside in [false, true, true, false] {
+            stuck += 1;
+            let name = format!("stuck{stuck}");
             let mut hanging = None;
-            if stuck {
+            if beside {
                 let settings = rig.settings(Duration::ZERO);
                 let created = device::create_with(&rig.system, &name, None, settings, Arc::new(Stuck)).await;
                 created.map_err(|e| e.to_string())?;
                 hanging = Some(rig.load(&name, 32, false).await?);
             }
             let load = rig.load("app", 8, true).await?;
-            load.rate(options.time).await;
-            *p99 = percentile(&load.stop().await, 99.0);
+            load.rate(options.time / 2.0).await;
+            latencies[usize::from(beside)].extend(load.stop().await);
             if let Some(hanging) = hanging {
                 rig.delete(&name).await?;
                 hanging.ended().await;
             }
         }
+        let p99 = latencies.map(|latencies| percentile_of(latencies, 99.0));
         alone.push(p99[0]);
-        beside.push(p99[1]);
+        with_stuck.push(p99[1]);
         part.push(p99[1] / p99[0]);
     }
     report.add("null handler, depth 8, alone", "us (p99)", &mut alone, "");
-    report.add("  with another handler stuck", "us (p99)", &mut beside, "");
+    report.add("  with another handler stuck", "us (p99)", &mut with_stuck, "");
     report.add("  ratio", "", &mut part, "(at most 1.2)");
     rig.delete("app").await
 }

@@ -1,5 +1,12 @@
 //! Handlers that do wrong, one wrong at a time: what the host sees, what the log says, and that nothing is lost.
 
+#[path = "faults/c.rs"]
+mod c;
+#[path = "faults/inline.rs"]
+mod inline;
+#[path = "faults/log.rs"]
+mod log;
+
 use std::cell::RefCell;
 use std::fmt::Write;
 use std::io;

@@ -63,6 +63,25 @@ impl<T: Send> ReturnRing<T> {
         Vec::new()
     }
 
+    /// As [`ReturnRing::send`], for several at once: one publication, one wake. `values` is empty afterwards.
+    ///
+    /// # Panics
+    /// As [`ReturnRing::send`].
+    #[inline]
+    pub fn send_all(&self, values: &mut Vec<T>) -> Vec<T> {
+        if values.is_empty() {
+            return Vec::new();
+        }
+        self.ring.push_all(values);
+        #[cfg(loom)]
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::SeqCst) {
+            return self.empty();
+        }
+        self.waker.wake_after_rmw();
+        Vec::new()
+    }
+
     /// The consumer goes: values that are in the ring, or come later, are nobody's. Returns those that are there.
     pub fn close(&self, consumer: Consumer<T>) -> Vec<T> {
         *self.lock() = Some(consumer);
@@ -143,6 +162,11 @@ mod of_reactor {
         #[inline]
         fn send(&self, body: Box<Body>) {
             drop(self.ring.send(body));
+        }
+
+        #[inline]
+        fn send_all(&self, bodies: &mut Vec<Box<Body>>) {
+            drop(self.ring.send_all(bodies));
         }
 
         fn now(&self) -> Instant {
@@ -226,6 +250,7 @@ mod tests {
         assert!(home.send(Arc::clone(&probe)).is_empty());
         assert_eq!(home.close(consumer).len(), 1);
         assert_eq!(home.send(Arc::clone(&probe)).len(), 1);
+        assert_eq!(home.send_all(&mut vec![Arc::clone(&probe), Arc::clone(&probe)]).len(), 2);
         assert_eq!(Arc::strong_count(&probe), 1);
     }
 

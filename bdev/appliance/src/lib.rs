@@ -50,5 +50,5 @@ pub mod types;
 
 pub use handler::{Batch, Capabilities, Handler, Inline, Making, Worker, WorkerCx};
 pub use registry::register;
-pub use request::{Request, RequestId};
+pub use request::{Completions, Request, RequestId};
 pub use types::{Geometry, IoStatus, Op, OpKind, OpSet};

@@ -3,7 +3,7 @@
 //! What it shows:
 //! - the [`Handler`] is shared and holds the data; a [`Worker`] is a thread's own and holds what only that thread needs
 //!   (here nothing but a reference);
-//! - a request is done and completed at once, in the order in which it came;
+//! - a request is done at once, in the order in which it came, and small ones are completed together ([`Completions`]);
 //! - requests of one block may be on two threads at once (two reactors, two workers), so data has locks: one a chunk, taken
 //!   for the length of a copy. A store whose workers own their parts (`placement` `lba_range`) can do without, as long as
 //!   requests do not cross from one part into the next;
@@ -18,7 +18,7 @@ use reactor::{Buffers, ReactorId};
 use serde_json::{Value, json};
 
 use crate::handler::{Batch, Capabilities, Handler, Inline, Making, Worker, WorkerCx};
-use crate::request::Request;
+use crate::request::{Completions, Request};
 use crate::types::{IoStatus, Op, OpKind, OpSet};
 
 /// Bytes of data under one lock. Memory is taken from the host when a chunk is first written.
@@ -26,6 +26,10 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// The largest device: its table of chunks is made at once.
 const MAX_BYTES: u64 = 4 << 40;
+
+/// Requests, and bytes, that go home together: small ones share the cost of the way, and none waits for long copies of others.
+const TOGETHER: usize = 16;
+const TOGETHER_BYTES: usize = 64 << 10;
 
 /// A chunk of data; `None` reads as zeroes.
 type Chunk = Mutex<Option<Box<[u8]>>>;
@@ -79,11 +83,11 @@ impl Handler for Memory {
     }
 
     fn worker(&self, _: WorkerCx) -> io::Result<Box<dyn Worker>> {
-        Ok(Box::new(MemoryWorker { store: Arc::clone(&self.store) }))
+        Ok(Box::new(MemoryWorker { store: Arc::clone(&self.store), done: Completions::default() }))
     }
 
     fn inline(&self, _: ReactorId) -> Option<io::Result<Box<dyn Inline>>> {
-        Some(Ok(Box::new(MemoryWorker { store: Arc::clone(&self.store) })))
+        Some(Ok(Box::new(MemoryInline { store: Arc::clone(&self.store) })))
     }
 
     fn resize(&self, num_blocks: u64) -> io::Result<()> {
@@ -97,17 +101,33 @@ impl Handler for Memory {
 
 struct MemoryWorker {
     store: Arc<Store>,
+    done: Completions,
 }
 
 impl Worker for MemoryWorker {
     fn submit(&mut self, batch: &mut Batch) {
-        batch.for_each(|request| self.store.handle(request));
+        let mut moved = 0;
+        for mut request in batch {
+            let status = self.store.apply(&mut request);
+            moved += request.bufs().len();
+            self.done.add(request, status);
+            if moved >= TOGETHER_BYTES || self.done.len() == TOGETHER {
+                self.done.flush();
+                moved = 0;
+            }
+        }
+        self.done.flush();
     }
 }
 
-impl Inline for MemoryWorker {
-    fn handle(&mut self, request: Request) {
-        self.store.handle(request);
+struct MemoryInline {
+    store: Arc<Store>,
+}
+
+impl Inline for MemoryInline {
+    fn handle(&mut self, mut request: Request) {
+        let status = self.store.apply(&mut request);
+        request.complete(status);
     }
 }
 
@@ -121,11 +141,6 @@ struct Store {
 }
 
 impl Store {
-    fn handle(&self, mut request: Request) {
-        let status = self.apply(&mut request);
-        request.complete(status);
-    }
-
     fn apply(&self, request: &mut Request) -> IoStatus {
         let size = self.chunks.read().unwrap_or_else(PoisonError::into_inner);
         let (num_blocks, chunks) = &*size;

@@ -65,6 +65,12 @@ impl fmt::Display for Fault {
 pub trait Home: Send + Sync {
     /// Takes a body home and wakes whoever waits there, if it sleeps. Never blocks.
     fn send(&self, body: Box<Body>);
+    /// The same for several at once; `bodies` is empty afterwards.
+    // Boxed because bodies travel by pointer.
+    #[allow(clippy::vec_box)]
+    fn send_all(&self, bodies: &mut Vec<Box<Body>>) {
+        bodies.drain(..).for_each(|body| self.send(body));
+    }
     /// The time, for the statistics of one request in many.
     fn now(&self) -> Instant;
     /// A handler did something wrong with `body`: say so, with the names of handler and device.
@@ -291,6 +297,68 @@ thread_local! {
 
     /// The homes that the workers on this thread serve, by lane.
     static HOMES: RefCell<Vec<Option<Arc<dyn Home>>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Ends requests in batches: those of one reactor go home together, with one publication and at most one wake. For workers
+/// that do many small requests in a row. What was added has ended for the handler, but nobody hears of it before
+/// [`Completions::flush`], so flush at the end of each round, and before anything that takes long.
+///
+/// No memory is taken for a request; what is kept is bounded by what was added.
+#[derive(Default)]
+pub struct Completions {
+    /// All of one home.
+    #[allow(clippy::vec_box, reason = "bodies travel by pointer")]
+    bodies: Vec<Box<Body>>,
+}
+
+impl Completions {
+    /// Ends a request.
+    #[inline]
+    pub fn add(&mut self, mut request: Request, status: IoStatus) {
+        let Some(mut body) = request.0.take() else { return };
+        body.status = status;
+        if body.sampled {
+            body.done = body.home.now();
+        }
+        if let Some(first) = self.bodies.first()
+            && !std::ptr::addr_eq(Arc::as_ptr(&first.home), Arc::as_ptr(&body.home))
+        {
+            self.flush();
+        }
+        self.bodies.push(body);
+    }
+
+    /// Requests that were added since the last flush.
+    pub fn len(&self) -> usize {
+        self.bodies.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bodies.is_empty()
+    }
+
+    /// Sends home what was added.
+    #[inline]
+    pub fn flush(&mut self) {
+        if let Some(first) = self.bodies.first() {
+            // One count for all of them: the bodies may be gone before the home has been rung.
+            let home = Arc::clone(&first.home);
+            home.send_all(&mut self.bodies);
+        }
+    }
+}
+
+impl Drop for Completions {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl fmt::Debug for Completions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Completions").field(&self.bodies.len()).finish()
+    }
 }
 
 /// Whether what is dropped on this thread now is lost in a panic, or with a worker that has panicked.

@@ -31,6 +31,8 @@ pub struct Faults {
     pub aborts: bool,
     /// Whoever does the I/O does anything wrong: operations fail, or run out of time.
     pub rogue: bool,
+    /// The device below is about to be removed: it refuses I/O before this one hears of it.
+    pub base_goes: bool,
 }
 
 /// A device under test, shared by its loads.
@@ -111,7 +113,7 @@ impl Device {
     fn tolerates(&self, status: IoStatus) -> bool {
         match status {
             IoStatus::Success => true,
-            IoStatus::NoDevice => self.is_removing() || self.bdev.is_removing(),
+            IoStatus::NoDevice => self.faults.base_goes || self.is_removing() || self.bdev.is_removing(),
             IoStatus::Failed | IoStatus::TimedOut | IoStatus::Aborted if self.faults.rogue => true,
             IoStatus::Aborted => self.faults.aborts || self.bdev.is_removing(),
             IoStatus::ReadError | IoStatus::WriteError => self.faults.media,

@@ -232,7 +232,7 @@ fn disk_faults(seed: u64) {
     let device = Device::open(&system, "disk", blocks, false);
     start_loads(&mut world, &mut rng, &device, config, 0);
     let aborts = device.borrow().faults.aborts;
-    device.borrow_mut().faults = Faults { media: true, full, aborts, rogue: false };
+    device.borrow_mut().faults = Faults { media: true, full, aborts, ..Faults::default() };
     finish_loads(&mut world, &device);
     sim.disk(|rules| {
         (rules.read_error_one_in, rules.write_error_one_in, rules.sync_error_one_in) = (0, 0, 0);

@@ -329,7 +329,7 @@ impl Port for WorkersPort {
         for lane in &mut self.lanes {
             if !lane.staged.is_empty() {
                 // The ring has a place for every body of the channel.
-                lane.staged.drain(..).for_each(|request| lane.ring.push(request));
+                lane.ring.push_all(&mut lane.staged);
                 lane.waker.wake_after_rmw();
             }
         }

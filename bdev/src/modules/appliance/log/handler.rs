@@ -114,7 +114,8 @@ impl Options {
 pub(in crate::modules::appliance) async fn make(maker: Maker) -> Result<Arc<dyn Handler>, BdevError> {
     let Maker { system, bdev, settings } = maker;
     if settings.workers != 1 {
-        let reason = "a log store has one log, and one worker that writes it: leave it out, or give 1";
+        let reason = "a log store has one log, and one worker that writes it: leave it out, or give 1; for more threads cut the \
+                      base with bdev_split_create, and make a store on each part";
         return Err(BdevError::invalid("workers", settings.workers, reason));
     }
     if settings.geometry.num_blocks > MAX_BLOCKS {
