@@ -20,6 +20,11 @@ mod rpc_command;
 mod serve;
 mod state;
 
+/// Builds what the guide says.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/appliance.md")]
+struct Guide;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};

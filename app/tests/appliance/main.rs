@@ -5,6 +5,7 @@ mod common;
 
 mod config;
 mod docs;
+mod guide;
 mod lifetime;
 mod remote;
 mod rpc_command;
