@@ -7,6 +7,7 @@
 mod appliance_bench;
 mod appliance_command;
 mod bdevperf;
+mod channel_bench;
 mod cores;
 mod defaults;
 mod discover;
@@ -55,6 +56,8 @@ enum Command {
     Appliance(appliance_command::Options),
     /// Measure what the way to a handler of an appliance bdev costs.
     ApplianceBench(appliance_bench::Options),
+    /// Compare channels between processes: TCP, rsockets and native verbs.
+    ChannelBench(channel_bench::Options),
 }
 
 /// Runs the command that the process was started with.
@@ -68,5 +71,6 @@ pub fn main() -> ExitCode {
         Command::Bdevperf(options) => bdevperf::main(&options),
         Command::Appliance(options) => appliance_command::main(&options),
         Command::ApplianceBench(options) => appliance_bench::main(&options),
+        Command::ChannelBench(options) => channel_bench::main(&options),
     }
 }

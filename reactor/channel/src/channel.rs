@@ -136,11 +136,24 @@ impl Channel {
                 }
             }
         }
+        self.judge_end();
         match &self.fault {
             _ if filled > 0 => Ok(Received::Bytes(filled)),
             _ if self.session.has_ended() => Ok(Received::End),
             Some(fault) => Err(fault.clone()),
             None => Ok(Received::Nothing),
+        }
+    }
+
+    /// The stream has ended and nothing of it is left to understand: the peer should have said so.
+    fn judge_end(&mut self) {
+        let whole_header = self.unread.len() >= HEADER_BYTES;
+        if self.eof
+            && !self.session.has_ended()
+            && !whole_header
+            && self.session.expects_data().min(self.unread.len()) == 0
+        {
+            self.fault.get_or_insert(Fault::Vanished);
         }
     }
 
@@ -150,9 +163,9 @@ impl Channel {
             return 0;
         }
         match self.wire.recv(bytes) {
+            // Whether that is an end or a fault is seen when everything before it was understood.
             Ok(0) => {
                 self.eof = true;
-                self.fault.get_or_insert(Fault::Vanished);
                 0
             }
             Ok(n) => {
@@ -194,6 +207,7 @@ impl Channel {
             moved |= self.empty_outbox(now);
             moved |= self.fill_inbox(now);
         }
+        self.judge_end();
         if self.fault.is_none() {
             if !self.unread.is_empty() {
                 // Unread input is the owner's doing, not the peer's silence.

@@ -11,6 +11,7 @@
 //! | [`device`] | devices, open devices, what they report |
 //! | [`memory`] | protection domains, registered memory |
 //! | [`queue`] | completion queues and channels, shared receive queues, queue pairs |
+//! | [`hub`] | work on memory that belongs to it: what is safe to use
 //! | [`cm`] | connections: identifiers, events, private data, rejects |
 //! | [`rsocket`] | byte streams over verbs |
 //!
@@ -27,6 +28,7 @@
 pub mod cm;
 pub mod device;
 pub mod error;
+pub mod hub;
 pub mod library;
 pub mod memory;
 pub mod queue;
@@ -36,6 +38,7 @@ pub mod rsocket;
 pub use cm::{CmId, CmKey, ConnectParams, Event, EventChannel, EventKind};
 pub use device::{AsyncEvent, Context, DeviceInfo, Limits, PortState, devices};
 pub use error::{Error, Result};
+pub use hub::{Done, EndpointId, Exposed, Hub, HubConfig, Message, Post, Refused, Transfer};
 pub use memory::{Access, MemoryRegion, ProtectionDomain};
 pub use queue::{
     CompletionChannel, CompletionQueue, Operation, Piece, QueueDepths, QueuePair, SharedReceiveQueue, WorkCompletion,

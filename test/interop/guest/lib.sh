@@ -42,3 +42,12 @@ until_stopped() {
     done
     echo $passes
 }
+
+# soft_roce: an RDMA device rxe0 on the guest's network interface.
+soft_roce() {
+    # Without the first, adding the device fails with "No such file or directory".
+    for module in crc32_generic ib_uverbs rdma_ucm rdma_rxe; do
+        modprobe "$module" || return
+    done
+    [ -e /sys/class/infiniband/rxe0 ] || rdma link add rxe0 type rxe netdev eth0
+}

@@ -33,7 +33,19 @@ PROGRAMS = {
     "blkdiscard": "util-linux",
     "blockdev": "util-linux",
     "fallocate": "util-linux",
+    "rdma": "iproute2",
 }
+# Libraries that programs open at run time, or that only our own binary needs, each with its package.
+LIBRARIES = {
+    "libgcc_s.so.1": "libgcc-s1",
+    "libm.so.6": "libc6",
+    "libibverbs.so.1": "libibverbs1",
+    "librdmacm.so.1": "librdmacm1",
+}
+# Soft-RoCE's driver of libibverbs: found by name in a folder beside that library, and named by a file in /etc.
+PROVIDER_PACKAGE = "ibverbs-providers"
+PROVIDER_FILES = ("libibverbs/librxe-rdmav*.so",)
+PROVIDER_NAME = "/etc/libibverbs.d/rxe.driver"
 # Programs that run on the host: package and what is looked for.
 TOOLS = {
     "qemu-system-x86": "qemu-system-x86_64",
@@ -46,6 +58,7 @@ MODULES = [
     "crc32c_generic", "crc32c_intel", "crc32_generic",
     "ext4", "brd",
     "nvme_core", "nvme_fabrics", "nvme_tcp", "nvmet", "nvmet_tcp",
+    "rdma_rxe", "rdma_ucm", "ib_uverbs", "nvme_rdma", "nvmet_rdma",
 ]
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 IMAGES_KEPT = 4
@@ -95,7 +108,9 @@ class Packages:
     def install_missing(self):
         """Installs what the harness needs, or says which packages to install."""
         missing = sorted({package for package, program in TOOLS.items() if which(program) is None}
-                         | {package for program, package in PROGRAMS.items() if which(program) is None})
+                         | {package for program, package in PROGRAMS.items() if which(program) is None}
+                         | {package for library, package in LIBRARIES.items() if library_path(library) is None}
+                         | ({PROVIDER_PACKAGE} if not provider_files() else set()))
         if not missing:
             return
         command = ["apt-get", "-qq", "install", "--yes", "--no-install-recommends", *missing]
@@ -285,6 +300,27 @@ def add_modules(archive, kernel, release, scratch):
             archive.file(str(path.relative_to(root)), path.read_bytes(), 0o644)
 
 
+def library_path(name):
+    """Where the dynamic linker finds a library of this machine's own kind, or None."""
+    known = run([which("ldconfig"), "--print-cache"])
+    match = re.search(rf"^\s*{re.escape(name)} \(libc6,x86-64[^)]*\) => (/\S+)$", known, re.MULTILINE)
+    return match[1] if match else None
+
+
+def provider_files():
+    """The files of soft-RoCE's driver, or none if any is missing."""
+    library = library_path("libibverbs.so.1")
+    found = [Path(PROVIDER_NAME)] if Path(PROVIDER_NAME).exists() else []
+    if library is None or not found:
+        return []
+    for pattern in PROVIDER_FILES:
+        matches = sorted(Path(library).parent.glob(pattern))
+        if not matches:
+            return []
+        found += matches
+    return found
+
+
 def libraries_of(programs):
     """Every shared library the programs load, as paths on the host."""
     found = set()
@@ -313,11 +349,19 @@ def write_initramfs(out, kernel, release, guest_files, scratch):
     programs = [os.path.realpath(which(program)) for program in PROGRAMS]
     for name, path in zip(PROGRAMS, programs):
         archive.file(f"bin/{name}", Path(path).read_bytes())
-    for library in libraries_of(programs):
+    opened = [library_path(name) for name in LIBRARIES]
+    drivers = [str(path) for path in provider_files()]
+    loaded = programs + opened + [path for path in drivers if path.endswith(".so")]
+    libraries = sorted({*libraries_of(loaded), *opened})
+    for library in libraries:
         # Kept at the path the program asks for, the dynamic linker's included.
         archive.file(library.lstrip("/"), Path(library).read_bytes())
+    for path in drivers:
+        # The folder that libibverbs looks in, whichever of its names the linker's cache has.
+        home = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        archive.file(home.lstrip("/"), Path(path).read_bytes())
     # Libraries outside the default folders are found by their rpath or the linker's cache; name them all.
-    folders = sorted({os.path.dirname(library) for library in libraries_of(programs)})
+    folders = sorted({os.path.dirname(library) for library in libraries})
     archive.file("etc/library-path", ":".join(folders).encode() + b"\n", 0o644)
     add_modules(archive, kernel, release, scratch)
     for path in guest_files:
@@ -345,7 +389,7 @@ def build(series, guest_folder, say):
     guest_files = sorted(path for path in Path(guest_folder).iterdir() if path.is_file())
     inputs = [package, version, *MODULES, Path(__file__).read_text()]
     inputs += [f"{name} {found}" for name, found in sorted(
-        packages.versions({*PROGRAMS.values(), "busybox-static", "libc6"}).items())]
+        packages.versions({*PROGRAMS.values(), *LIBRARIES.values(), PROVIDER_PACKAGE, "busybox-static", "libc6"}).items())]
     inputs += [path.name + path.read_text() for path in guest_files]
     key = hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:16]
     folder = cache / "image" / key

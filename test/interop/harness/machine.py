@@ -6,11 +6,15 @@ the network does; any number can run at once. Whatever a script waits for has a 
 """
 
 import base64
+import functools
+import http.server
 import os
 import re
 import select
 import shlex
+import shutil
 import socket
+import subprocess
 import tempfile
 import textwrap
 import threading
@@ -26,6 +30,13 @@ HOST_ADDRESS = "10.0.2.2"
 # What the kernel prints when it has found itself broken; a test during which it does has failed.
 KERNEL_TROUBLE = re.compile(r"(BUG: .*|Oops: .*|WARNING: CPU: .*|general protection fault.*|Kernel panic.*|"
                             r"INFO: task .* blocked for more than.*|refcount_t: .*)")
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files without a word."""
+
+    def log_message(self, *_):
+        pass
 
 
 class GuestError(Exception):
@@ -217,6 +228,22 @@ class Guest:
 
     def write_file(self, path, text):
         self.sh(f"printf %s {shlex.quote(text)} > {shlex.quote(path)}")
+
+    def install(self, program, path):
+        """Copies a program of this machine into the guest, without what is only there for debugging."""
+        with tempfile.TemporaryDirectory(prefix="ringstone-guest-") as folder:
+            shutil.copy(program, os.path.join(folder, "program"))
+            if shutil.which("strip"):
+                subprocess.run(["strip", os.path.join(folder, "program")], check=True)
+            handler = functools.partial(Quiet, directory=folder)
+            with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+                threading.Thread(target=server.serve_forever, daemon=True).start()
+                try:
+                    # Over the loopback interface of this machine, as everything between the two.
+                    url = f"http://{HOST_ADDRESS}:{server.server_address[1]}/program"
+                    self.sh(f"mkdir -p $(dirname {path}); wget -q -O {path} {url} && chmod +x {path}", 600)
+                finally:
+                    server.shutdown()
 
     def mark(self, text):
         """Writes a line to the kernel's log, and with it to the console's."""

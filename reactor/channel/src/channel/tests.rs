@@ -250,6 +250,35 @@ fn a_peer_that_vanishes_in_the_middle_is_no_end() {
     assert_eq!((got.as_slice(), fault), (&b"last words"[..], Fault::Vanished));
 }
 
+/// The stream's end is seen long before the owner has taken what came before it.
+#[test]
+fn an_end_behind_unread_bytes_is_no_fault() {
+    for owed in [0, 4, 1000] {
+        let (mut one, mut two) = TestWire::pair(13);
+        let mut now = Instant(0);
+        run(&mut now, &mut one, &mut two, |one, two| one.is_open() && two.is_open());
+        two.send(&vec![5; owed], now);
+        two.finish();
+        one.finish();
+        run(&mut now, &mut one, &mut two, |_, two| two.is_done());
+        drop(two);
+        for _ in 0..3000 {
+            now = now + Duration::from_millis(1);
+            one.poll(now).unwrap();
+        }
+        let (mut got, mut out) = (0, [0; 300]);
+        loop {
+            match one.recv(&mut out, now).unwrap() {
+                Received::Bytes(n) => got += n,
+                Received::End => break,
+                Received::Nothing => panic!("all of it is there"),
+            }
+        }
+        assert_eq!(got, owed);
+        assert!(one.is_done());
+    }
+}
+
 #[test]
 fn versions_without_an_overlap_are_named_by_both() {
     let with = |versions| SessionConfig { versions, ..SessionConfig::default() };

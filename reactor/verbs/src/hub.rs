@@ -1,0 +1,606 @@
+//! Work on memory that belongs to it: all queue pairs that one reactor has on one device.
+//!
+//! What posts work gives the memory away and gets it back when the work is done, so that nobody can touch what a device
+//! uses; that is what makes this safe to use. One completion queue, and one shared receive queue where the device has them,
+//! serve all queue pairs.
+//!
+//! A post is a chain: transfers (RDMA READs or WRITEs) that cover its data in order, and a message after them. Of a reliable
+//! connection, a message arrives after the transfers before it; only the last request of a chain is signalled, and its
+//! completion means that all of the chain is done. A request that fails makes all after it complete as flushed, so that the
+//! last one of a chain completes in every case.
+//!
+//! ```text
+//! work request identifier:  | serial, 32 bits | index, 30 bits | kind, 2 bits |     0 last of a chain, 1 other, 2 receive
+//! ```
+//! The serial tells a completion of what was there before from one of what is there now.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use reactor::{Buffer, BufferPool, Buffers};
+use slab::Slab;
+use smallvec::SmallVec;
+
+use crate::cm::{CmId, CmKey, ConnectParams, EventChannel};
+use crate::device::Context;
+use crate::error::{Error, Result};
+use crate::memory::{Access, MemoryRegion, ProtectionDomain};
+use crate::queue::{
+    CompletionChannel, CompletionQueue, Operation, Piece, QueueDepths, QueuePair, SharedReceiveQueue, WorkCompletion,
+    WorkStatus,
+};
+use crate::raw;
+
+/// Completions that one look at the queue takes.
+const POLL_BATCH: usize = 32;
+
+/// How large a hub is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubConfig {
+    /// Completions that may be outstanding: at least all signalled sends and all receives.
+    pub completions: u32,
+    /// Receives in the shared queue; 0 for none, then each queue pair has its own.
+    pub shared_receives: u32,
+    /// Whether completions can be waited for through a descriptor.
+    pub announce: bool,
+}
+
+/// Names a queue pair of a hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId(usize);
+
+/// A read or write of the peer's memory, over the next bytes of a post's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// [`Operation::Read`] or [`Operation::Write`].
+    pub operation: Operation,
+    /// Bytes, at least one.
+    pub bytes: u32,
+}
+
+/// A message at the end of a post.
+#[derive(Debug)]
+pub struct Message {
+    /// [`Operation::Send`] or [`Operation::SendInvalidate`].
+    pub operation: Operation,
+    /// Its first bytes: all of the buffer's present length.
+    pub head: Buffer,
+    /// Whether the data that no transfer covers follows in it.
+    pub with_data: bool,
+}
+
+/// One chain of work.
+#[derive(Debug, Default)]
+pub struct Post {
+    /// Comes back with the completion.
+    pub user: u64,
+    /// Memory of the transfers and of the message's tail.
+    pub data: Buffers,
+    /// Reads and writes, in order.
+    pub transfers: SmallVec<[Transfer; 4]>,
+    /// What is sent after them.
+    pub message: Option<Message>,
+}
+
+/// Why a post was not taken. Nothing of it was posted.
+#[derive(Debug)]
+pub struct Refused {
+    /// What was to be posted.
+    pub post: Post,
+    /// `None`: the send queue is full, and will have room after completions.
+    pub error: Option<Error>,
+}
+
+/// The end of work.
+#[derive(Debug)]
+pub enum Done {
+    /// A receive.
+    Received {
+        /// Where, if the queue pair is still there.
+        endpoint: Option<EndpointId>,
+        /// The receive's memory.
+        buffer: Buffer,
+        /// Bytes of the message.
+        bytes: u32,
+        /// The key of this side that the peer invalidated with it.
+        invalidated: Option<u32>,
+        /// How it ended; there is a message only after success.
+        status: WorkStatus,
+    },
+    /// A post.
+    Posted {
+        /// Where.
+        endpoint: EndpointId,
+        /// What it was posted with.
+        user: u64,
+        /// Its data.
+        data: Buffers,
+        /// Its message's head.
+        head: Option<Buffer>,
+        /// How it ended; of a chain, the first failure.
+        status: WorkStatus,
+    },
+}
+
+/// Memory that a peer which is told the key may read and write at any time; nobody here touches it meanwhile.
+#[derive(Debug)]
+pub struct Exposed {
+    // Ends before the memory is given back.
+    region: MemoryRegion,
+    buffer: Buffer,
+}
+
+impl Exposed {
+    /// New memory of `bytes` bytes, all zero.
+    ///
+    /// # Errors
+    /// As [`MemoryRegion::of_pool`].
+    pub fn new(domain: &Arc<ProtectionDomain>, bytes: usize) -> Result<Exposed> {
+        let mut buffer = Buffer::heap(bytes);
+        let (base, len) = (buffer.as_mut_ptr() as usize, buffer.capacity());
+        // SAFETY: the buffer's memory is freed after the registration has ended, and nobody refers to it before that.
+        let region = unsafe { MemoryRegion::register(domain, base, len, Access::Remote, Arc::new(())) }?;
+        Ok(Exposed { region, buffer })
+    }
+
+    /// The address that peers use.
+    pub fn address(&mut self) -> u64 {
+        self.buffer.as_mut_ptr() as u64
+    }
+
+    /// The key that peers use.
+    pub fn rkey(&self) -> u32 {
+        self.region.rkey()
+    }
+
+    /// Ends the exposure and gives the memory back.
+    pub fn into_buffer(self) -> Buffer {
+        drop(self.region);
+        self.buffer
+    }
+}
+
+struct Sent {
+    endpoint: EndpointId,
+    serial: u32,
+    user: u64,
+    requests: u32,
+    data: Buffers,
+    head: Option<Buffer>,
+    failed: Option<WorkStatus>,
+}
+
+struct Awaited {
+    serial: u32,
+    /// `None` for the shared queue.
+    endpoint: Option<EndpointId>,
+    buffer: Buffer,
+}
+
+struct Endpoint {
+    id: CmId,
+    number: u32,
+    depths: QueueDepths,
+    /// Work requests on the send queue.
+    outstanding: u32,
+}
+
+impl Endpoint {
+    fn pair(&self) -> &QueuePair {
+        self.id.queue_pair().expect("an endpoint has a queue pair while it is attached")
+    }
+}
+
+const LAST: u64 = 0;
+const OTHER: u64 = 1;
+const RECEIVE: u64 = 2;
+const MAX_INDEX: usize = (1 << 30) - 1;
+
+fn work_id(serial: u32, index: usize, kind: u64) -> u64 {
+    debug_assert!(index <= MAX_INDEX);
+    u64::from(serial) << 32 | (index as u64) << 2 | kind
+}
+
+/// Splits an identifier into serial, index and kind.
+fn split_id(id: u64) -> (u32, usize, u64) {
+    ((id >> 32) as u32, (id as u32 >> 2) as usize, id & 3)
+}
+
+/// All queue pairs that one reactor has on one device.
+pub struct Hub {
+    // In the order in which they end: queue pairs first, then what they use, memory last.
+    endpoints: Slab<Endpoint>,
+    srq: Option<Arc<SharedReceiveQueue>>,
+    cq: Arc<CompletionQueue>,
+    channel: Option<Arc<CompletionChannel>>,
+    sends: Slab<Sent>,
+    receives: Slab<Awaited>,
+    regions: Vec<MemoryRegion>,
+    domain: Arc<ProtectionDomain>,
+    by_number: HashMap<u32, EndpointId>,
+    serial: u32,
+    completions: Box<[WorkCompletion; POLL_BATCH]>,
+    work: Vec<raw::ibv_send_wr>,
+    pieces: Vec<raw::ibv_sge>,
+}
+
+// SAFETY: the raw pointers in `work` and `pieces` are only used within a call; everything else may go to any thread.
+unsafe impl Send for Hub {}
+
+impl Hub {
+    /// For a device that the connection manager opened.
+    ///
+    /// # Errors
+    /// When the device cannot have queues so deep.
+    pub fn new(context: &Arc<Context>, config: HubConfig) -> Result<Hub> {
+        let domain = ProtectionDomain::new(context)?;
+        let channel = if config.announce { Some(CompletionChannel::new(context)?) } else { None };
+        let cq = CompletionQueue::new(context, config.completions, channel.as_ref())?;
+        let srq = match config.shared_receives {
+            0 => None,
+            depth => Some(SharedReceiveQueue::new(&domain, depth)?),
+        };
+        Ok(Hub {
+            endpoints: Slab::new(),
+            srq,
+            cq,
+            channel,
+            sends: Slab::new(),
+            receives: Slab::new(),
+            regions: Vec::new(),
+            domain,
+            by_number: HashMap::new(),
+            serial: 0,
+            completions: Box::default(),
+            work: Vec::new(),
+            pieces: Vec::new(),
+        })
+    }
+
+    /// The protection domain, for exposing memory to peers.
+    pub fn domain(&self) -> &Arc<ProtectionDomain> {
+        &self.domain
+    }
+
+    /// Registers a pool, whose buffers can be posted then.
+    ///
+    /// # Errors
+    /// As [`MemoryRegion::of_pool`].
+    pub fn register(&mut self, pool: &BufferPool) -> Result<()> {
+        self.regions.push(MemoryRegion::of_pool(&self.domain, pool, Access::Local)?);
+        Ok(())
+    }
+
+    /// Makes a queue pair for a connection that has none yet.
+    ///
+    /// # Errors
+    /// When the device cannot have one so deep; the connection is gone then.
+    pub fn attach(&mut self, mut id: CmId, depths: QueueDepths) -> Result<EndpointId> {
+        let pair = id.create_queue_pair(&self.domain, &self.cq, self.srq.as_ref(), depths)?;
+        let number = pair.number();
+        let endpoint = EndpointId(self.endpoints.insert(Endpoint { id, number, depths, outstanding: 0 }));
+        self.by_number.insert(number, endpoint);
+        Ok(endpoint)
+    }
+
+    /// The connection of an endpoint.
+    ///
+    /// # Panics
+    /// If it was detached, as all functions that take one.
+    pub fn id(&self, endpoint: EndpointId) -> &CmId {
+        &self.endpoints[endpoint.0].id
+    }
+
+    /// As [`CmId::connect`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect(&mut self, endpoint: EndpointId, params: ConnectParams, private_data: &[u8]) -> Result<()> {
+        self.endpoints[endpoint.0].id.connect(params, private_data)
+    }
+
+    /// As [`CmId::accept`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn accept(&mut self, endpoint: EndpointId, params: ConnectParams, private_data: &[u8]) -> Result<()> {
+        self.endpoints[endpoint.0].id.accept(params, private_data)
+    }
+
+    /// As [`CmId::migrate`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn migrate(&mut self, endpoint: EndpointId, channel: &Arc<EventChannel>) -> Result<()> {
+        self.endpoints[endpoint.0].id.migrate(channel)
+    }
+
+    /// The endpoint of a connection manager's event.
+    pub fn find(&self, key: CmKey) -> Option<EndpointId> {
+        self.endpoints.iter().find(|(_, endpoint)| endpoint.id.key() == key).map(|(index, _)| EndpointId(index))
+    }
+
+    /// Ends a connection and its queue pair, and gives back what was posted there and has not completed.
+    pub fn detach(&mut self, endpoint: EndpointId, back: &mut dyn FnMut(Done)) {
+        let Endpoint { mut id, number, .. } = self.endpoints.remove(endpoint.0);
+        id.destroy_queue_pair();
+        // From here on the device uses none of its memory.
+        self.by_number.remove(&number);
+        let sent: Vec<usize> = self.sends.iter().filter(|(_, s)| s.endpoint == endpoint).map(|(n, _)| n).collect();
+        for index in sent {
+            let Sent { user, data, head, failed, .. } = self.sends.remove(index);
+            back(Done::Posted { endpoint, user, data, head, status: failed.unwrap_or(WorkStatus::Flushed) });
+        }
+        let own = |awaited: &Awaited| awaited.endpoint == Some(endpoint);
+        let awaited: Vec<usize> = self.receives.iter().filter(|(_, a)| own(a)).map(|(n, _)| n).collect();
+        for index in awaited {
+            let buffer = self.receives.remove(index).buffer;
+            let status = WorkStatus::Flushed;
+            back(Done::Received { endpoint: Some(endpoint), buffer, bytes: 0, invalidated: None, status });
+        }
+    }
+
+    fn next_serial(&mut self) -> u32 {
+        self.serial = self.serial.wrapping_add(1);
+        self.serial
+    }
+
+    fn lkey(regions: &[MemoryRegion], address: usize, bytes: usize) -> u32 {
+        let region = regions.iter().find(|region| region.contains(address, bytes));
+        region.expect("only memory of registered pools is posted").lkey()
+    }
+
+    /// Posts a receive: to the endpoint's own queue, or to the shared one.
+    ///
+    /// # Errors
+    /// When the queue is full or has failed; the buffer comes back.
+    ///
+    /// # Panics
+    /// If the buffer is of no registered pool, or the queue that is named does not exist.
+    pub fn post_receive(
+        &mut self,
+        endpoint: Option<EndpointId>,
+        mut buffer: Buffer,
+    ) -> std::result::Result<(), (Buffer, Error)> {
+        let (address, bytes) = (buffer.as_mut_ptr() as usize, buffer.len());
+        let piece = Piece { address, bytes: bytes as u32, lkey: Hub::lkey(&self.regions, address, bytes) };
+        let serial = self.next_serial();
+        let entry = self.receives.vacant_entry();
+        let (index, id) = (entry.key(), work_id(serial, entry.key(), RECEIVE));
+        entry.insert(Awaited { serial, endpoint, buffer });
+        let posted = match (endpoint, &self.srq) {
+            // SAFETY: the buffer is kept until the receive completes or the queue is gone.
+            (Some(endpoint), None) => unsafe { self.endpoints[endpoint.0].pair().post_receive(id, piece) },
+            // SAFETY: as above.
+            (None, Some(srq)) => unsafe { srq.post(id, piece) },
+            _ => panic!("receives are posted either to the shared queue or to queue pairs"),
+        };
+        posted.map_err(|error| (self.receives.remove(index).buffer, error))
+    }
+
+    /// Room in an endpoint's send queue, in work requests.
+    pub fn room(&self, endpoint: EndpointId) -> u32 {
+        let endpoint = &self.endpoints[endpoint.0];
+        endpoint.depths.send - endpoint.outstanding
+    }
+
+    /// Posts a chain.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    ///
+    /// # Panics
+    /// If the chain is empty, its transfers are longer than its data, or memory is of no registered pool.
+    pub fn post(&mut self, endpoint: EndpointId, mut post: Post) -> std::result::Result<(), Box<Refused>> {
+        let serial = self.next_serial();
+        let index = self.sends.vacant_key();
+        let (last, other) = (work_id(serial, index, LAST), work_id(serial, index, OTHER));
+        let Some(of) = self.endpoints.get_mut(endpoint.0) else { panic!("the endpoint was detached") };
+        self.work.clear();
+        self.pieces.clear();
+        build(&mut post, &self.regions, of.depths.send_pieces, other, (&mut self.work, &mut self.pieces));
+        let requests = self.work.len() as u32;
+        if of.outstanding + requests > of.depths.send {
+            return Err(Box::new(Refused { post, error: None }));
+        }
+        link(&mut self.work, &mut self.pieces, last);
+        // SAFETY: list and pieces are linked above and stay; the memory is kept in `sends` until the chain has completed or
+        // the pair was destroyed.
+        if let Err((posted, error)) = unsafe { of.pair().post_list(&mut self.work) } {
+            if posted == 0 {
+                return Err(Box::new(Refused { post, error: Some(error) }));
+            }
+            // A part of it is on its way, and its end was not posted. The pair is of no use any more: with its end, which
+            // this brings about, the memory comes back.
+            let _ = of.pair().set_error();
+        }
+        of.outstanding += requests;
+        let head = post.message.map(|message| message.head);
+        let sent = Sent { endpoint, serial, user: post.user, requests, data: post.data, head, failed: None };
+        assert_eq!(self.sends.insert(sent), index);
+        Ok(())
+    }
+
+    /// Takes completions; how many.
+    ///
+    /// # Errors
+    /// When the completion queue has failed: everything on it is lost.
+    pub fn poll(&mut self, out: &mut Vec<Done>) -> Result<usize> {
+        let count = self.cq.poll(&mut self.completions[..])?;
+        for n in 0..count {
+            let completion = self.completions[n];
+            let (serial, index, kind) = split_id(completion.id());
+            match kind {
+                RECEIVE => {
+                    if self.receives.get(index).is_none_or(|awaited| awaited.serial != serial) {
+                        continue;
+                    }
+                    let Awaited { buffer, endpoint, .. } = self.receives.remove(index);
+                    let status = completion.status();
+                    let endpoint = endpoint.or_else(|| self.by_number.get(&completion.qp_num()).copied());
+                    let bytes = if status == WorkStatus::Success { completion.received_bytes() } else { 0 };
+                    let invalidated = completion.invalidated_rkey();
+                    out.push(Done::Received { endpoint, buffer, bytes, invalidated, status });
+                }
+                kind => {
+                    let Some(sent) = self.sends.get_mut(index).filter(|sent| sent.serial == serial) else { continue };
+                    if completion.status() != WorkStatus::Success {
+                        sent.failed.get_or_insert(completion.status());
+                    }
+                    if kind == LAST {
+                        let Sent { endpoint, user, requests, data, head, failed, .. } = self.sends.remove(index);
+                        self.endpoints[endpoint.0].outstanding -= requests;
+                        out.push(Done::Posted {
+                            endpoint,
+                            user,
+                            data,
+                            head,
+                            status: failed.unwrap_or(WorkStatus::Success),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// The descriptor that is readable after [`Hub::arm`], once there is a completion; -1 for a hub that does not announce.
+    pub fn fd(&self) -> std::os::fd::RawFd {
+        self.channel.as_ref().map_or(-1, |channel| channel.fd())
+    }
+
+    /// Announces the next completion. Poll once more after this and before sleeping.
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub fn arm(&self) -> Result<()> {
+        if let Some(channel) = &self.channel {
+            while channel.take()? {}
+            self.cq.arm()?;
+        }
+        Ok(())
+    }
+}
+
+/// The work requests of a chain. Their `sg_list` is the number of their first piece until [`link`].
+fn build(
+    post: &mut Post,
+    regions: &[MemoryRegion],
+    max_pieces: u32,
+    id: u64,
+    (work, pieces): (&mut Vec<raw::ibv_send_wr>, &mut Vec<raw::ibv_sge>),
+) {
+    let mut segments = post.data.buffers_mut().iter_mut();
+    let mut rest = Piece::default();
+    // The next piece of the data, at most `max` bytes.
+    let mut next = |max: u32| {
+        // A piece of no bytes would mean 2 GiB to a device.
+        while rest.bytes == 0 {
+            let buffer = segments.next()?;
+            let (address, bytes) = (buffer.as_mut_ptr() as usize, buffer.len());
+            rest = Piece { address, bytes: bytes as u32, lkey: Hub::lkey(regions, address, bytes) };
+        }
+        let piece = Piece { bytes: rest.bytes.min(max), ..rest };
+        rest.address += piece.bytes as usize;
+        rest.bytes -= piece.bytes;
+        Some(piece)
+    };
+    let begin = |operation: Operation, at: usize| {
+        let mut wr = operation.work(id, false);
+        wr.sg_list = std::ptr::without_provenance_mut(at);
+        wr
+    };
+    for transfer in &post.transfers {
+        let (mut done, mut wr) = (0, begin(transfer.operation, pieces.len()));
+        while done < transfer.bytes {
+            let piece = next(transfer.bytes - done).expect("transfers are no longer than the data");
+            if wr.num_sge.cast_unsigned() == max_pieces {
+                work.push(wr);
+                wr = begin(transfer.operation, pieces.len());
+                wr.remote_addr = wr.remote_addr.wrapping_add(done.into());
+            }
+            pieces.push(piece.sge());
+            wr.num_sge += 1;
+            done += piece.bytes;
+        }
+        work.push(wr);
+    }
+    if let Some(message) = &mut post.message {
+        let mut wr = begin(message.operation, pieces.len());
+        let (address, bytes) = (message.head.as_mut_ptr() as usize, message.head.len());
+        assert!(bytes > 0, "a message has a head");
+        pieces.push(Piece { address, bytes: bytes as u32, lkey: Hub::lkey(regions, address, bytes) }.sge());
+        wr.num_sge = 1;
+        while message.with_data
+            && let Some(piece) = next(u32::MAX)
+        {
+            pieces.push(piece.sge());
+            wr.num_sge += 1;
+        }
+        assert!(wr.num_sge.cast_unsigned() <= max_pieces, "a message has no more pieces than a request");
+        work.push(wr);
+    }
+}
+
+/// Chains the requests, signals the last, and turns numbers of pieces into their addresses.
+fn link(work: &mut [raw::ibv_send_wr], pieces: &mut [raw::ibv_sge], last: u64) {
+    let count = work.len();
+    assert!(count > 0, "a post does something");
+    let first = work.as_mut_ptr();
+    for (n, wr) in work.iter_mut().enumerate() {
+        wr.sg_list = pieces.as_mut_ptr().wrapping_add(wr.sg_list.addr());
+        if n + 1 < count {
+            wr.next = first.wrapping_add(n + 1);
+        } else {
+            wr.wr_id = last;
+            wr.send_flags |= raw::IBV_SEND_SIGNALED;
+        }
+    }
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub")
+            .field("endpoints", &self.endpoints.len())
+            .field("sends", &self.sends.len())
+            .field("receives", &self.receives.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_come_apart_again() {
+        for (serial, index, kind) in [(0, 0, LAST), (u32::MAX, MAX_INDEX, RECEIVE), (7, 12345, OTHER)] {
+            assert_eq!(split_id(work_id(serial, index, kind)), (serial, index, kind));
+        }
+    }
+
+    #[test]
+    fn a_chain_is_linked_and_only_its_end_is_signalled() {
+        let mut pieces = vec![raw::ibv_sge::default(); 3];
+        let mut work: Vec<raw::ibv_send_wr> = (0..3)
+            .map(|n| {
+                let mut wr = Operation::Write { address: 64 * n, rkey: 1 }.work(5, false);
+                wr.sg_list = std::ptr::without_provenance_mut(n as usize);
+                wr
+            })
+            .collect();
+        link(&mut work, &mut pieces, 9);
+        let base = pieces.as_mut_ptr();
+        for n in 0..3 {
+            assert_eq!(work[n].sg_list, base.wrapping_add(n));
+            let end = n == 2;
+            assert_eq!(work[n].next.is_null(), end);
+            assert_eq!(work[n].send_flags, if end { raw::IBV_SEND_SIGNALED } else { 0 });
+            assert_eq!(work[n].wr_id, if end { 9 } else { 5 });
+            if !end {
+                assert!(std::ptr::eq(work[n].next, &work[n + 1]));
+            }
+        }
+    }
+}
