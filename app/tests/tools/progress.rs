@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::thread;
 
 use rustix::process::Signal;
 use rustix::pty;
@@ -97,8 +96,8 @@ fn an_interrupt_ends_the_wait_for_a_target() {
     assert!(said.contains("interrupted before anything was measured"), "{said}");
 }
 
-/// Runs a tool with its standard error on a terminal; what it showed there.
-fn on_a_terminal(mut command: Command) -> String {
+/// Runs a tool with its standard error on a terminal, and interrupts it when `enough` is shown there; what was shown.
+fn on_a_terminal(mut command: Command, enough: Option<&str>) -> String {
     let master = pty::openpt(pty::OpenptFlags::RDWR | pty::OpenptFlags::NOCTTY).unwrap();
     pty::grantpt(&master).unwrap();
     pty::unlockpt(&master).unwrap();
@@ -107,32 +106,33 @@ fn on_a_terminal(mut command: Command) -> String {
     let child: Child = command.stderr(terminal).spawn().unwrap();
     // This process's end of the terminal's other side goes with the command.
     drop(command);
-    let reader = thread::spawn(move || {
-        let (mut master, mut shown) = (File::from(master), Vec::new());
-        // It ends with an error when nobody has the terminal open any more.
-        let _ = master.read_to_end(&mut shown);
-        String::from_utf8_lossy(&shown).into_owned()
-    });
+    let (mut master, mut shown, mut piece) = (File::from(master), String::new(), [0; 1024]);
+    let mut enough = enough;
+    // It ends with an error when nobody has the terminal open any more.
+    while let Ok(n @ 1..) = master.read(&mut piece) {
+        shown += &String::from_utf8_lossy(&piece[..n]);
+        if enough.take_if(|enough| shown.contains(*enough)).is_some() {
+            signal(&child, Signal::INT);
+        }
+    }
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && !output.stdout.is_empty());
-    reader.join().unwrap()
+    shown
 }
 
 #[test]
 fn progress_is_for_people() {
     let scratch = Scratch::new();
-    // Two lines' worth of time.
-    let args = ["--bdev", "N", "--rw", "randread", "--time", "1.6", "--warmup", "0"];
-    let run = |more: &[&str]| bdevperf(&scratch, &[&args, more].concat());
-    let shown = on_a_terminal(run(&[]));
-    assert!(shown.contains("\rmeasuring ") && shown.ends_with("\r\x1b[K") && !shown.contains('\n'), "{shown:?}");
-    // JSON that a program reads, and no terminal: silence, unless it was asked for.
-    assert_eq!(on_a_terminal(run(&["--json"])), "");
-    assert!(on_a_terminal(run(&["--json", "--progress"])).contains("\rmeasuring "));
-    let piped = |more: &[&str]| run(more).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&piped(&[]).stderr), "");
-    let said = String::from_utf8(piped(&["--progress"]).stderr).unwrap();
-    assert!(said.starts_with("measuring ") && said.ends_with('\n') && !said.contains('\r'), "{said:?}");
+    let run =
+        |more: &[&str]| bdevperf(&scratch, &[&["--bdev", "N", "--rw", "randread", "--warmup", "0"], more].concat());
+    let endless = |more: &[&str]| run(&[&["--time", "100000"], more].concat());
+    let shown = on_a_terminal(endless(&[]), Some("\rmeasuring "));
+    assert!(shown.ends_with("\r\x1b[K") && !shown.contains('\n'), "{shown:?}");
+    on_a_terminal(endless(&["--json", "--progress"]), Some("\rmeasuring "));
+    // JSON that a program reads, and no terminal: silence for as long as two lines would have taken.
+    let long = ["--time", "1.2"];
+    assert_eq!(on_a_terminal(run(&[&long[..], &["--json"]].concat()), None), "");
+    assert_eq!(String::from_utf8_lossy(&run(&long).output().unwrap().stderr), "");
 }
 
 #[test]
