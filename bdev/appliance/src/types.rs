@@ -286,6 +286,9 @@ pub struct Geometry {
     pub max_write_zeroes_blocks: u32,
     /// Blocks that one native copy may name.
     pub max_copy_blocks: u32,
+    /// Largest compare-and-write that a device that has it does by itself, blocks; longer ones are done under a lock of this
+    /// layer, which other users of a shared device do not see. 0 for no limit.
+    pub max_compare_and_write_blocks: u32,
     /// Preferred granularity of unmaps, in blocks; 0 when there is none.
     pub unmap_granularity: u32,
     /// Completed writes may be lost by a power failure before the next flush.
@@ -309,6 +312,7 @@ impl Geometry {
             max_unmap_blocks: 0,
             max_write_zeroes_blocks: 0,
             max_copy_blocks: 0,
+            max_compare_and_write_blocks: 0,
             unmap_granularity: 0,
             volatile_cache: false,
             unmap_zeroes: false,

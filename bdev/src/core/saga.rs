@@ -99,7 +99,10 @@ impl Saga {
             Op::WriteZeroes { .. } => geometry.max_write_zeroes_blocks,
             Op::Copy { .. } => geometry.max_copy_blocks,
             Op::Compare | Op::CompareAndWrite { .. } => {
-                return !slot.native.contains(op.kind())
+                let most = geometry.max_compare_and_write_blocks;
+                let is_long = op != Op::Compare && most != 0 && io.blocks() > most.into();
+                return is_long
+                    || !slot.native.contains(op.kind())
                     || exceeds_limits(geometry, io.lba(), io.blocks(), io.bufs().segment_count());
             }
             Op::Flush => 0,

@@ -13,7 +13,7 @@ use reactor::Progress;
 use schema::ConfigEntry;
 use serde_json::{Value, json};
 
-use crate::part::{Part, SharedPart};
+use crate::part::{Aborted, Part, SharedPart};
 use crate::path::{Path, View};
 use crate::policy::Mode;
 
@@ -24,6 +24,9 @@ pub const PRODUCT: &str = "NVMe disk";
 const MAX_IO_BYTES: u64 = 1 << 20;
 /// Blocks that a command can name.
 const MAX_BLOCKS: u32 = 1 << 16;
+
+/// Bit of FUSES: Compare and Write.
+const FUSED_COMPARE_AND_WRITE: u16 = 1;
 
 /// A path to the namespace.
 #[derive(Clone, Debug)]
@@ -87,19 +90,25 @@ pub fn geometry(namespace: &Namespace, view: &View) -> Geometry {
         (range, total) => range.min(total),
     };
     geometry.max_copy_blocks = copy.min(MAX_BLOCKS);
+    let acwu = match raw.nsfeat & nsfeat::ATOMICS {
+        0 => view.identity.as_ref().map_or(0, |identity| identity.acwu.get()),
+        _ => raw.nacwu.get(),
+    };
+    geometry.max_compare_and_write_blocks = u32::from(acwu) + 1;
     geometry.volatile_cache = view.identity.as_ref().is_some_and(|identity| identity.vwc & 1 != 0);
     geometry.unmap_zeroes = raw.dlfeat & 7 == 1;
     geometry.read_only = namespace.read_only;
     geometry
 }
 
-/// The operations that a controller has commands for. Compare-and-write is the layer's: fused commands are atomic for a few
-/// blocks only (ACWU), often one.
+/// The operations that a controller has commands for. Fused commands are atomic for a few blocks only (ACWU), often one;
+/// longer compare-and-writes are the layer's, which keeps out this host alone.
 fn native_ops(identity: &IdentifyController, namespace: &Namespace) -> OpSet {
     let has = |bit: u16| identity.oncs.get() & bit != 0;
     let given = [
         (OpKind::Flush, identity.vwc & 1 != 0),
         (OpKind::Compare, has(oncs::COMPARE)),
+        (OpKind::CompareAndWrite, has(oncs::COMPARE) && identity.fuses.get() & FUSED_COMPARE_AND_WRITE != 0),
         (OpKind::Unmap, has(oncs::DATASET_MANAGEMENT)),
         (OpKind::WriteZeroes, has(oncs::WRITE_ZEROES)),
         (OpKind::Copy, has(oncs::COPY) && namespace.raw.mssrl.get() > 0),
@@ -313,8 +322,13 @@ impl IoChannel for DiskChannel {
     }
 
     fn abort(&mut self, tag: IoTag, cx: &mut IoCx<'_>) -> bool {
-        let found = self.part.borrow_mut().abort(self.head, tag);
-        found.map(|io| cx.complete(io, IoStatus::Aborted)).is_some()
+        let aborted = self.part.borrow_mut().abort(self.head, tag);
+        match aborted {
+            Aborted::Out(io) => cx.complete(io, IoStatus::Aborted),
+            Aborted::Asked => {}
+            Aborted::No => return false,
+        }
+        true
     }
 
     fn abort_all(&mut self, cx: &mut IoCx<'_>) {

@@ -37,6 +37,10 @@ const SHORT_LIFE: Duration = Duration::from_secs(1);
 const DEFAULT_QUIESCE: Duration = Duration::from_secs(2);
 /// Number of the Get Features command.
 const GET_KATO: u64 = 1;
+/// Numbers of Abort commands, from here on.
+const ABORT: u64 = 2;
+/// Abort commands that are outstanding at once, if the controller takes so many (ACL).
+const MAX_ABORTS: u64 = 8;
 
 /// What comes after the end of an association.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +102,8 @@ pub struct Home {
     kato: Option<Duration>,
     live_since: Instant,
     ending: VecDeque<Ending>,
+    /// Abort commands that were sent to the controller, and that it has answered.
+    aborts: (u64, u64),
     fails_io: bool,
     first: Option<Reply<Result<(), String>>>,
     waiters: Vec<Reply<Result<(), String>>>,
@@ -130,6 +136,7 @@ impl Home {
             kato: None,
             live_since: now,
             ending: VecDeque::new(),
+            aborts: (0, 0),
             fails_io: false,
             first: Some(first),
             waiters: Vec::new(),
@@ -285,6 +292,7 @@ impl Home {
         let max_io_bytes = controller.max_io_bytes();
         self.recovery.recovered(now);
         self.live_since = now;
+        self.aborts = (0, 0);
         self.phase = Phase::Live;
         self.fails_io = false;
         let path = Arc::clone(&self.path);
@@ -314,6 +322,8 @@ impl Home {
             let error = controller.error().map_or_else(|| "it went away".into(), ToString::to_string);
             return self.lost(error, now, watches);
         }
+        self.poll_aborts(now);
+        let Some(controller) = &mut self.controller else { return };
         let inventory = controller.inventory_mut();
         let changes = inventory.take_changes();
         if changes.namespaces || changes.ana {
@@ -322,6 +332,38 @@ impl Home {
         if self.path.broken.load(Ordering::Acquire) >= self.last_number {
             tracing::warn!(path = %self.path.address, "an I/O queue broke: the path is connected again");
             self.begin_end(Then::Reconnect, now);
+        }
+    }
+
+    /// Whether the controller takes one more Abort.
+    fn may_abort(&self) -> bool {
+        let acl = self.controller.as_ref().and_then(Controller::identity).map_or(0, |identity| identity.acl);
+        self.aborts.0 - self.aborts.1 < MAX_ABORTS.min(u64::from(acl) + 1)
+    }
+
+    /// Sends Abort for what reactors want to be aborted. Whether a command was is told by its own completion.
+    fn poll_aborts(&mut self, now: Instant) {
+        while let Some(done) = self.controller.as_mut().and_then(Controller::take_admin) {
+            self.aborts.1 += 1;
+            let AdminDone::Completed(done) = done else { continue };
+            if !done.cqe.status().is_success() {
+                tracing::warn!(path = %self.path.address, status = %done.cqe.status(), "Abort failed: the path is reset");
+                self.path.broken.fetch_max(self.last_number, Ordering::AcqRel);
+            }
+        }
+        while self.may_abort() {
+            let Some(request) = self.path.next_abort() else { return };
+            if request.number != self.last_number {
+                continue;
+            }
+            let sqe = commands::abort(request.qid, request.cid);
+            let user = ABORT + self.aborts.0;
+            let controller = self.controller.as_mut().expect("a path that works has a controller");
+            if !controller.submit_admin(user, sqe, Payload::None, Buffers::new(), now) {
+                // It is lost, or its admin queue is full: a command that hangs is found again by its age.
+                return;
+            }
+            self.aborts.0 += 1;
         }
     }
 
@@ -540,7 +582,8 @@ impl Home {
         let broken = self.phase == Phase::Live && self.path.broken.load(Ordering::Acquire) >= self.last_number;
         let drained = matches!(self.phase, Phase::Draining { .. })
             && self.association.as_ref().is_none_or(|a| a.open.load(Ordering::Acquire) == 0);
-        fencing || broken || drained || self.controller.as_ref().is_some_and(Controller::has_work)
+        let aborts = self.phase == Phase::Live && self.path.has_aborts() && self.may_abort();
+        fencing || aborts || broken || drained || self.controller.as_ref().is_some_and(Controller::has_work)
     }
 
     /// When it wants to be polled even if nothing was announced.

@@ -27,7 +27,7 @@ use slab::Slab;
 use crate::disk::Disk;
 use crate::head::{Head, Held, Waiting};
 use crate::home::{Home, Port, Then};
-use crate::path::{Association, Path, View};
+use crate::path::{AbortRequest, Association, Path, View};
 use crate::policy::Choice;
 use crate::scout::{Post, Scout};
 
@@ -90,7 +90,19 @@ struct Flight {
     /// Commands that have not come back: two for a fused operation.
     left: u8,
     lost: bool,
+    /// It is to be aborted.
+    aborting: bool,
     status: Status,
+}
+
+/// What came of an abort.
+pub(crate) enum Aborted {
+    /// It had not been sent: here it is.
+    Out(Io),
+    /// It was: the controller is asked, and it ends by itself.
+    Asked,
+    /// It is not here, or only the end of its association decides what comes of it.
+    No,
 }
 
 /// One reactor's part.
@@ -306,7 +318,19 @@ impl Part {
         let left = send(&mut local.queue, user, nsid, &mut io, now);
         let (number, turn) = (local.association.number, self.turn);
         let status = Status::SUCCESS;
-        entry.insert(Flight { io, head: key, path: place, number, turn, retries, claim, left, lost: false, status });
+        entry.insert(Flight {
+            io,
+            head: key,
+            path: place,
+            number,
+            turn,
+            retries,
+            claim,
+            left,
+            lost: false,
+            aborting: false,
+            status,
+        });
         Ok(())
     }
 
@@ -349,9 +373,32 @@ impl Part {
         busy
     }
 
-    /// Takes an I/O out that waits.
-    pub(crate) fn abort(&mut self, key: usize, tag: IoTag) -> Option<Io> {
-        self.heads[key].take(tag)
+    /// Takes an I/O out that waits; asks the controller to abort one that is outstanding.
+    pub(crate) fn abort(&mut self, key: usize, tag: IoTag) -> Aborted {
+        if let Some(io) = self.heads[key].take(tag) {
+            return Aborted::Out(io);
+        }
+        let is_it = |(_, flight): &(usize, &Flight)| flight.head == key && flight.io.tag() == tag && !flight.lost;
+        match self.flights.iter().find(is_it).map(|(at, _)| at) {
+            Some(at) if self.ask_abort(at) => Aborted::Asked,
+            _ => Aborted::No,
+        }
+    }
+
+    /// Has the path's home send Abort for a command; whether that will be tried.
+    fn ask_abort(&mut self, at: usize) -> bool {
+        let flight = &mut self.flights[at];
+        let local = &self.paths[flight.path];
+        let Some(queue) = local.queue.as_ref().filter(|queue| queue.association.number == flight.number) else {
+            return false;
+        };
+        let user = (at as u64) << 1;
+        // Of a fused operation the first half takes the second along.
+        let Some(cid) = queue.queue.cid_of(user).or_else(|| queue.queue.cid_of(user | 1)) else { return false };
+        let request = AbortRequest { number: flight.number, qid: queue.queue.params().qid, cid };
+        flight.aborting = local.path.ask_abort(request);
+        wake(&self.group, local.path.home);
+        flight.aborting
     }
 
     /// Takes all I/O out that waits.
@@ -369,6 +416,10 @@ impl Part {
         }
         let mut done = std::mem::take(&mut self.done);
         let polled = queue.queue.poll(now, watches, &mut done);
+        while let Some(user) = self.paths[place].queue.as_mut().and_then(|queue| queue.queue.take_overdue()) {
+            self.ask_abort((user >> 1) as usize);
+        }
+        let local = &mut self.paths[place];
         if let Err(error) = &polled {
             tracing::warn!(path = %local.path.address, reactor = self.reactor.0, %error, "an I/O queue is lost");
             self.broke(place);
@@ -420,6 +471,11 @@ impl Part {
         }
         let Flight { mut io, head, path, retries, claim, .. } = flight;
         let head = &mut self.heads[head];
+        if status.same_code(Status::ABORT_REQUESTED) {
+            // Whether it was done is not known, but it is over.
+            head.end_claim(claim);
+            return sink(io, IoStatus::Aborted);
+        }
         if status.sct() == PATH_RELATED || status.same_code(Status::COMMAND_SEQUENCE_ERROR) {
             let Some(Waiting { io, .. }) = head.path_error(path, Waiting { io, retries, claim }, now) else { return };
             head.end_claim(claim);

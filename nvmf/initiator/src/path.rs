@@ -3,10 +3,10 @@
 //! The path's [`home`](crate::home) publishes; everybody else reads. Readers look at the generation first, so that a step
 //! of a reactor costs them one load.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nvmf::host::{Namespace, QueueParams};
@@ -115,6 +115,20 @@ pub struct View {
 /// Told that something was published; must not block.
 pub type OnNews = Box<dyn Fn() + Send + Sync>;
 
+/// A command that is to be aborted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AbortRequest {
+    /// Number of its association.
+    pub number: u64,
+    /// Its queue.
+    pub qid: u16,
+    /// Its identifier.
+    pub cid: u16,
+}
+
+/// Commands of a path that wait for their Abort; more are not aborted.
+const MAX_ABORTS: usize = 256;
+
 /// A path.
 pub struct Path {
     /// Names it for as long as the process runs.
@@ -129,6 +143,10 @@ pub struct Path {
     pub leaving: AtomicBool,
     /// The ports at which it can be had: one of them is used, the others when that one fails.
     ports: Mutex<Vec<SocketAddr>>,
+    /// Commands that reactors want to be aborted.
+    aborts: Mutex<VecDeque<AbortRequest>>,
+    /// How many, so that nobody takes the lock to see that there are none.
+    abort_count: AtomicUsize,
     generation: AtomicU64,
     view: Mutex<Arc<View>>,
     on_news: OnNews,
@@ -144,6 +162,8 @@ impl Path {
             home,
             broken: AtomicU64::new(0),
             leaving: AtomicBool::new(false),
+            aborts: Mutex::default(),
+            abort_count: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
             view: Mutex::default(),
             on_news,
@@ -170,6 +190,37 @@ impl Path {
     /// A port goes.
     pub(crate) fn remove_port(&self, port: SocketAddr) {
         self.lock_ports().retain(|known| *known != port);
+    }
+
+    fn aborts(&self) -> MutexGuard<'_, VecDeque<AbortRequest>> {
+        self.aborts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks its home to abort a command; `false` if too many are to be aborted.
+    pub(crate) fn ask_abort(&self, request: AbortRequest) -> bool {
+        let mut aborts = self.aborts();
+        let room = aborts.len() < MAX_ABORTS;
+        if room {
+            aborts.push_back(request);
+            self.abort_count.store(aborts.len(), Ordering::Release);
+        }
+        room
+    }
+
+    /// The next command to abort.
+    pub(crate) fn next_abort(&self) -> Option<AbortRequest> {
+        if !self.has_aborts() {
+            return None;
+        }
+        let mut aborts = self.aborts();
+        let next = aborts.pop_front();
+        self.abort_count.store(aborts.len(), Ordering::Release);
+        next
+    }
+
+    /// Whether there is one.
+    pub(crate) fn has_aborts(&self) -> bool {
+        self.abort_count.load(Ordering::Acquire) > 0
     }
 
     /// Whether it can be had at that port of that subsystem.

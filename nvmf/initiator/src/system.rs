@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bdev::core::{BdevError, BdevSystem};
 use futures_channel::oneshot;
-use nvmf::host::{Options as HostOptions, ReconnectPolicy};
+use nvmf::host::{OnTimeout, Options as HostOptions, ReconnectPolicy};
 use nvmf::tcp::host_transport::TcpConnector;
 use reactor::ReactorId;
 use schema::ConfigEntry;
@@ -87,6 +87,8 @@ pub struct Settings {
     pub io_depth: u16,
     /// How long an I/O command may take.
     pub io_timeout: Duration,
+    /// What happens when it takes longer.
+    pub on_timeout: OnTimeout,
     /// How long an admin command may take.
     pub admin_timeout: Duration,
     /// `ctrlr_loss_timeout_sec`, `reconnect_delay_sec`, `fast_io_fail_timeout_sec`.
@@ -103,6 +105,7 @@ impl Default for Settings {
             kato_ms: 10_000,
             io_depth: 512,
             io_timeout: Duration::from_secs(30),
+            on_timeout: OnTimeout::GiveUp,
             admin_timeout: Duration::from_secs(5),
             reconnect: (0, 0, 0),
             mode: Mode::default(),
@@ -422,6 +425,7 @@ impl InitiatorSystem {
             io_depth: settings.io_depth,
             step_timeout: request.step_timeout.unwrap_or(settings.admin_timeout),
             io_timeout: settings.io_timeout,
+            on_timeout: settings.on_timeout,
             kato_ms: settings.kato_ms,
             reconnect: request.reconnect,
             ..HostOptions::default()

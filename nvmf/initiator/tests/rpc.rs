@@ -184,3 +184,85 @@ fn a_discovery_service_that_is_not_there_is_said_to_be_so() {
         assert_eq!(refused(call(&mut pair, "bdev_nvme_start_discovery", params.clone())).0, -32602, "{params}");
     }
 }
+
+#[test]
+fn options_hold_for_what_is_attached_afterwards_and_what_is_not_served_is_refused() {
+    let mut pair = Pair::new(WorldConfig::default());
+    let socket = {
+        let target = std::rc::Rc::clone(&pair.target);
+        let mut target = target.borrow_mut();
+        add_namespace(&mut target, NQN, "one");
+        target.listen()
+    };
+    for (bad, named) in [
+        (json!({ "keep_alive_timeout_ms": 0 }), "keep_alive_timeout_ms"),
+        (json!({ "transport_ack_timeout": 5 }), "transport_ack_timeout"),
+        (json!({ "transport_tos": 5 }), "transport_tos"),
+        (json!({ "arbitration_burst": 3 }), "arbitration_burst"),
+        (json!({ "io_path_stat": true }), "io_path_stat"),
+        (json!({ "generate_uuids": true }), "generate_uuids"),
+        (json!({ "action_on_timeout": "panic" }), "action_on_timeout"),
+        (json!({ "ctrlr_loss_timeout_sec": 3 }), "reconnect_delay_sec"),
+        (json!({ "ctrlr_loss_timeout_sec": -2 }), "ctrlr_loss_timeout_sec"),
+        (json!({ "ctrlr_loss_timeout_sec": 3, "reconnect_delay_sec": 4 }), "reconnect_delay_sec"),
+        (
+            json!({ "ctrlr_loss_timeout_sec": 9, "reconnect_delay_sec": 4, "fast_io_fail_timeout_sec": 2 }),
+            "fast_io_fail_timeout_sec",
+        ),
+        (json!({ "reconnect_delay_sec": 4 }), "reconnect_delay_sec"),
+    ] {
+        let (code, text) = refused(call(&mut pair, "bdev_nvme_set_options", bad.clone()));
+        assert!(code == -32602 && text.contains(named), "{bad}: {code} {text}");
+    }
+    // What SPDK saves, where it is the default there, is taken.
+    let theirs = json!({
+        "action_on_timeout": "abort", "timeout_us": 9_000_000, "timeout_admin_us": 0, "keep_alive_timeout_ms": 10_000,
+        "arbitration_burst": 0, "low_priority_weight": 0, "medium_priority_weight": 0, "high_priority_weight": 0,
+        "nvme_adminq_poll_period_us": 10_000, "nvme_ioq_poll_period_us": 0, "io_queue_requests": 0,
+        "delay_cmd_submit": true, "transport_retry_count": 4, "bdev_retry_count": 3, "transport_ack_timeout": 0,
+        "ctrlr_loss_timeout_sec": 5, "reconnect_delay_sec": 2, "fast_io_fail_timeout_sec": 3,
+        "disable_auto_failback": false, "generate_uuids": false, "transport_tos": 0, "nvme_error_stat": false,
+        "io_path_stat": false,
+    });
+    assert_eq!(call(&mut pair, "bdev_nvme_set_options", theirs), Ok(json!(true)));
+    let attach = with(where_of(socket), json!({ "name": "N", "subnqn": NQN, "hostnqn": common::HOST }));
+    // Against the options' five seconds.
+    let late = with(attach.clone(), json!({ "fast_io_fail_timeout_sec": 6 }));
+    let (code, text) = refused(call(&mut pair, "bdev_nvme_attach_controller", late));
+    assert!(code == -32602 && text.contains("fast_io_fail_timeout_sec"), "{code} {text}");
+    for (bad, named) in [
+        (json!({ "num_io_queues": 1 }), "num_io_queues"),
+        (json!({ "psk": "key" }), "psk"),
+        (json!({ "hostaddr": "127.0.0.1" }), "hostaddr"),
+        (json!({ "prchk_guard": true }), "prchk_guard"),
+        (json!({ "multipath_opts": { "policy": "active_passive", "min_io": 3 } }), "min_io"),
+    ] {
+        let (code, text) = refused(call(&mut pair, "bdev_nvme_attach_controller", with(attach.clone(), bad.clone())));
+        assert!(code == -32602 && text.contains(named), "{bad}: {code} {text}");
+    }
+    assert_eq!(call(&mut pair, "bdev_nvme_attach_controller", attach.clone()), Ok(json!(["Nn1"])));
+    let disable = with(attach, json!({ "multipath": "disable" }));
+    let (code, text) = refused(call(&mut pair, "bdev_nvme_attach_controller", disable));
+    assert!(code == -17 && text.contains("multipath"), "{code} {text}");
+    let shown = call(&mut pair, "bdev_nvme_get_controllers", json!({ "name": "N" })).unwrap();
+    let wanted = json!([{ "name": "N", "ctrlrs": [{
+        "state": "enabled", "cntlid": shown[0]["ctrlrs"][0]["cntlid"],
+        "trid": { "trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": socket.port().to_string(),
+            "subnqn": NQN },
+        "host": { "nqn": common::HOST, "addr": "", "svcid": "" },
+    }]}]);
+    assert_eq!(shown, wanted);
+    let policy = json!({ "name": "Nn1", "policy": "active_active", "selector": "round_robin", "rr_min_io": 7 });
+    assert_eq!(call(&mut pair, "bdev_nvme_set_multipath_policy", policy), Ok(json!(true)));
+    let policy = json!({ "name": "Nn1", "policy": "active_active", "selector": "queue_depth", "rr_min_io": 7 });
+    assert_eq!(refused(call(&mut pair, "bdev_nvme_set_multipath_policy", policy)).0, -32602);
+    let paths = call(&mut pair, "bdev_nvme_get_io_paths", json!({ "name": "Nn1" })).unwrap();
+    let path = &paths["poll_groups"][0]["io_paths"][0];
+    assert_eq!(
+        (&path["bdev_name"], &path["current"], &path["accessible"]),
+        (&json!("Nn1"), &json!(true), &json!(true))
+    );
+    let prefer = json!({ "name": "Nn1", "cntlid": path["cntlid"] });
+    assert_eq!(call(&mut pair, "bdev_nvme_set_preferred_path", prefer), Ok(json!(true)));
+    assert_eq!(call(&mut pair, "bdev_nvme_detach_controller", json!({ "name": "N" })), Ok(json!(true)));
+}

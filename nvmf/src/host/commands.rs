@@ -129,6 +129,13 @@ pub fn set_features(fid: u8, value: u32) -> Sqe {
     sqe
 }
 
+/// Abort (Base 5.1.1) of command `cid` of queue `sqid`.
+pub fn abort(sqid: u16, cid: u16) -> Sqe {
+    let mut sqe = plain(admin::ABORT, 0);
+    sqe.cdw10 = U32::new(u32::from(cid) << 16 | u32::from(sqid));
+    sqe
+}
+
 /// Property Get (Base 6.5).
 pub fn property_get(property: Property) -> Sqe {
     property_command(fabrics::PROPERTY_GET, property)

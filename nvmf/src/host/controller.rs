@@ -186,6 +186,7 @@ impl Controller {
             in_capsule_bytes: association.in_capsule_bytes,
             step_timeout: self.options.step_timeout,
             io_timeout: self.options.io_timeout,
+            on_timeout: self.options.on_timeout,
         })
     }
 

@@ -42,6 +42,18 @@ use crate::spec::Status;
 use std::fmt;
 use std::time::Duration;
 
+/// What happens to a queue with an I/O command that takes longer than it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnTimeout {
+    /// It is given up.
+    #[default]
+    GiveUp,
+    /// The owner is told, who may have the command aborted; if it takes as long again, the queue is given up.
+    Tell,
+    /// Nothing: the command is waited for as long as there is a connection.
+    Nothing,
+}
+
 /// What to connect to, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -59,8 +71,10 @@ pub struct Options {
     pub io_depth: u16,
     /// How long each step of the set-up, and an admin command, may take.
     pub step_timeout: Duration,
-    /// How long an I/O command may take before its queue is given up.
+    /// How long an I/O command may take.
     pub io_timeout: Duration,
+    /// What happens when it takes longer.
+    pub on_timeout: OnTimeout,
     /// Keep-alive timeout, milliseconds; 0 for none.
     pub kato_ms: u32,
     /// What happens when the controller is lost.
@@ -81,6 +95,7 @@ impl Default for Options {
             io_depth: 128,
             step_timeout: Duration::from_secs(5),
             io_timeout: Duration::from_secs(30),
+            on_timeout: OnTimeout::GiveUp,
             kato_ms: 15_000,
             reconnect: ReconnectPolicy::NEVER,
             admin_in_capsule_bytes: 0,

@@ -9,7 +9,7 @@
 
 use super::commands;
 use super::transport::{Completion, Connector, Link, Payload, Watches};
-use super::{Error, fabrics_connect};
+use super::{Error, OnTimeout, fabrics_connect};
 use crate::spec::opcode::io;
 use crate::spec::{Sqe, Status};
 use reactor::park::Ready;
@@ -41,6 +41,8 @@ pub struct QueueParams {
     pub step_timeout: Duration,
     /// How long a command may take.
     pub io_timeout: Duration,
+    /// What happens when it takes longer.
+    pub on_timeout: OnTimeout,
 }
 
 impl fmt::Debug for QueueParams {
@@ -63,6 +65,8 @@ struct Entry {
     user: u64,
     since: Instant,
     busy: bool,
+    /// The owner was told that it takes too long.
+    told: bool,
 }
 
 /// An I/O queue.
@@ -73,6 +77,8 @@ pub struct IoQueue {
     deadline: Instant,
     entries: Box<[Entry]>,
     free: Vec<u16>,
+    /// Commands that take too long and that the owner is to be told of.
+    overdue: Vec<u64>,
     /// When ages are looked at next.
     look: Instant,
 }
@@ -90,13 +96,14 @@ impl IoQueue {
     /// The host refuses at once.
     pub fn connect(params: QueueParams, key: u64, now: Instant) -> Result<IoQueue, Error> {
         let qpair = params.connector.connect(params.slots).map_err(|e| Error::Transport(e.to_string()))?;
-        let entry = Entry { user: 0, since: now, busy: false };
+        let entry = Entry { user: 0, since: now, busy: false, told: false };
         Ok(IoQueue {
             link: Link::new(qpair, key),
             state: State::Connecting,
             deadline: now + params.step_timeout,
             entries: vec![entry; params.slots.into()].into(),
             free: (0..params.slots).rev().collect(),
+            overdue: Vec::new(),
             look: now,
             params,
         })
@@ -139,7 +146,7 @@ impl IoQueue {
             self.look = now + self.params.io_timeout / LOOKS;
         }
         let index = self.free.pop().expect("a command was submitted without asking for room");
-        self.entries[usize::from(index)] = Entry { user, since: now, busy: true };
+        self.entries[usize::from(index)] = Entry { user, since: now, busy: true, told: false };
         self.link.submit(index.into(), sqe, payload, data);
     }
 
@@ -236,12 +243,39 @@ impl IoQueue {
         }
         if self.outstanding() > 0 && now >= self.look {
             self.look = now + self.params.io_timeout / LOOKS;
-            let timeout = self.params.io_timeout;
-            if self.entries.iter().any(|entry| entry.busy && now.since(entry.since) > timeout) {
-                return Err(Error::Timeout { what: "an I/O command" });
-            }
+            self.look_at_ages(now)?;
         }
         Ok(received)
+    }
+
+    fn look_at_ages(&mut self, now: Instant) -> Result<(), Error> {
+        let QueueParams { io_timeout, on_timeout, .. } = self.params;
+        let is_old = |entry: &&mut Entry| entry.busy && now.since(entry.since) > io_timeout;
+        for entry in self.entries.iter_mut().filter(is_old) {
+            if on_timeout == OnTimeout::GiveUp || entry.told && on_timeout == OnTimeout::Tell {
+                return Err(Error::Timeout { what: "an I/O command" });
+            }
+            if !entry.told {
+                tracing::warn!(qid = self.params.qid, "an I/O command takes longer than it may");
+                (entry.told, entry.since) = (true, now);
+                if on_timeout == OnTimeout::Tell {
+                    self.overdue.push(entry.user);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A command that takes longer than it may, each once.
+    #[inline]
+    pub fn take_overdue(&mut self) -> Option<u64> {
+        self.overdue.pop()
+    }
+
+    /// The identifier that an outstanding command has at the controller.
+    pub fn cid_of(&self, user: u64) -> Option<u16> {
+        let index = self.entries.iter().position(|entry| entry.busy && entry.user == user)?;
+        self.link.cid_of(index as u64)
     }
 
     /// Connects. The only command meanwhile is Connect.
@@ -303,6 +337,7 @@ impl IoQueue {
             }
         });
         self.free = (0..self.params.slots).rev().collect();
+        self.overdue.clear();
         self.state = State::Connecting;
     }
 }

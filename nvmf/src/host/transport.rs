@@ -63,6 +63,9 @@ pub trait Qpair {
     /// Commands that have not completed.
     fn outstanding(&self) -> usize;
 
+    /// The identifier that the outstanding command `user` has at the controller, which Abort needs.
+    fn cid_of(&self, user: u64) -> Option<u16>;
+
     /// How much data commands may carry in their capsules from now on, bytes.
     fn set_in_capsule_bytes(&mut self, bytes: u32);
 

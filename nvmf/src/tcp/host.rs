@@ -654,6 +654,12 @@ impl HostConnection {
 
     /// The slot of a command that is outstanding.
     #[inline]
+    /// The identifier that the outstanding command `user` has on the wire.
+    pub fn cid_of(&self, user: u64) -> Option<u16> {
+        let slot = self.slots.iter().find(|slot| slot.state == State::Active && slot.user == user);
+        slot.map(|slot| slot.cid)
+    }
+
     fn find(&self, cid: u16, cid_offset: u32) -> Result<u16, Fatal> {
         let index = cid & self.index_mask;
         match self.slots.get(usize::from(index)) {

@@ -158,6 +158,10 @@ impl Qpair for TcpQpair {
         self.connection.outstanding()
     }
 
+    fn cid_of(&self, user: u64) -> Option<u16> {
+        self.connection.cid_of(user)
+    }
+
     fn set_in_capsule_bytes(&mut self, bytes: u32) {
         self.connection.set_in_capsule_bytes(bytes);
     }

@@ -63,7 +63,8 @@ impl Target {
     pub fn serve(&self, world: &mut World, names: &[String]) {
         let (system, names) = (Arc::clone(&self.nvmf), names.to_vec());
         let made = async move {
-            let new = NewSubsystem { nqn: NQN.into(), allow_any_host: true, ..NewSubsystem::default() };
+            let new =
+                NewSubsystem { nqn: NQN.into(), allow_any_host: true, ana_reporting: true, ..NewSubsystem::default() };
             system.create_subsystem(new).await?;
             for name in names {
                 system.add_namespace(NQN, NewNamespace::default(), &name).await?;

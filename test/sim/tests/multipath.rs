@@ -9,14 +9,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bdev::modules::malloc::{self, MallocOptions};
 use bdev::modules::uring;
 use initiator::path::Address;
 use initiator::policy::Mode;
 use initiator::system::{Attach, Multipath};
 use initiator::{InitiatorSystem, Part};
 use nvmf::host::ReconnectPolicy;
-use nvmf::target::model::NewListener;
-use nvmf::target::view::TransportOptions;
+use nvmf::target::model::{NewListener, NewNamespace};
+use nvmf::target::view::{AnaState, TransportOptions};
 use reactor::buffer::PoolConfig;
 use ringstone_sim::load::{Device, Load, LoadConfig, SharedDevice};
 use ringstone_sim::seeds;
@@ -24,6 +25,8 @@ use ringstone_sim::target::{NQN, Target, address, listen_address};
 use ringstone_sim::{Rng, Sim, World, WorldConfig};
 
 const BLOCK: u32 = 4096;
+/// The namespace that comes and goes.
+const FLEETING: u32 = 20;
 
 /// Seeds of a scenario that show something, each with what.
 mod regressions {
@@ -112,6 +115,53 @@ impl Stage {
         stage
     }
 
+    fn set_access(&mut self, socket: SocketAddr, state: AnaState) {
+        let nvmf = Arc::clone(&self.target.nvmf);
+        let set = async move { nvmf.set_ana_state(NQN, listen_address(socket), state, None).await };
+        self.world.block_on("the access state", set).expect("it listens");
+    }
+
+    /// One path gets another access state. One of them stays usable, or I/O would fail after the transition time.
+    fn change_access(&mut self) {
+        let states = [AnaState::Optimized, AnaState::NonOptimized, AnaState::Inaccessible];
+        let state = states[self.rng.below(3) as usize];
+        let (one, other) = match self.rng.one_in(2) {
+            true => (address(), second_address()),
+            false => (second_address(), address()),
+        };
+        let usable = states[self.rng.below(2) as usize];
+        self.set_access(other, usable);
+        self.set_access(one, state);
+    }
+
+    /// A namespace comes, is a bdev, and goes.
+    fn change_namespaces(&mut self) {
+        let (nvmf, bdevs) = (Arc::clone(&self.target.nvmf), Arc::clone(self.world.system()));
+        let wait = Duration::from_micros(self.rng.below(50_000));
+        let changed = async move {
+            malloc::create(&bdevs, "fleeting", None, MallocOptions::new(BLOCK, 64)).await.expect("the name is free");
+            let new = NewNamespace { nsid: Some(FLEETING), ..NewNamespace::default() };
+            nvmf.add_namespace(NQN, new, "fleeting").await.expect("the NSID is free");
+            bdevs.executor().sleep(wait).await;
+            bdevs.remove("fleeting").await.expect("its namespace lets go of it");
+        };
+        self.world.block_on("the changes", changed);
+    }
+
+    /// The target does not listen at one of its ports for a while.
+    fn refuse(&mut self) {
+        let socket = if self.rng.one_in(2) { address() } else { second_address() };
+        let (nvmf, bdevs) = (Arc::clone(&self.target.nvmf), Arc::clone(self.world.system()));
+        let wait = Duration::from_micros(self.rng.below(3_000_000));
+        let refused = async move {
+            nvmf.remove_listener(NQN, listen_address(socket)).await.expect("it listens");
+            bdevs.executor().sleep(wait).await;
+            let listener = NewListener { address: listen_address(socket), ana_state: None, sock_impl: None };
+            nvmf.add_listener(NQN, listener).await.expect("the port is free");
+        };
+        self.world.block_on("the listener to come back", refused);
+    }
+
     /// A load on each namespace.
     fn loads(&mut self) -> Vec<SharedDevice> {
         let system = Arc::clone(self.world.system());
@@ -120,6 +170,8 @@ impl Stage {
             let name = format!("Nvme0n{n}");
             let blocks = system.get(&name).expect("it is there").device().geometry().num_blocks;
             let device = Device::open(&system, &name, blocks, false);
+            // A compare-and-write of unknown fate is not done a second time.
+            device.borrow_mut().faults.aborts = true;
             let (operations, max_blocks) = (100 + self.rng.below(200), 1 + self.rng.below(8));
             let depth = 1 + self.rng.below(8) as usize;
             let load = LoadConfig { operations, depth, max_blocks, ..LoadConfig::default() };
@@ -179,7 +231,10 @@ fn faults(seed: u64) {
             _ => Duration::from_millis(stage.rng.below(8_000)),
         };
         stage.world.run_for(pause);
-        match stage.rng.below(6) {
+        match stage.rng.below(9) {
+            6 => stage.change_access(),
+            7 => stage.change_namespaces(),
+            8 => stage.refuse(),
             0 | 1 => drop(sim.break_connections(1 + stage.rng.below(4) as usize)),
             2 => drop(sim.silence_some()),
             3 => drop(sim.break_connections(100)),
@@ -189,6 +244,8 @@ fn faults(seed: u64) {
     }
     sim.net(|rules| rules.reset_one_in = 0);
     sim.disk(|rules| rules.slow_one_in = 0);
+    stage.set_access(address(), AnaState::Optimized);
+    stage.set_access(second_address(), AnaState::Optimized);
     stage.finish(devices);
 }
 

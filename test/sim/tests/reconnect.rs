@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bdev::core::runtime::SharedRuntime;
-use bdev::core::{BdevEvent, ChannelId, ClientId, Descriptor, IoRequest, IoStatus, Op};
+use bdev::core::{BdevEvent, ChannelId, ClientId, Descriptor, IoRequest, IoStatus, IoTag, Op, OpKind};
+use bdev::modules::error::{self, Fault};
 use bdev::modules::malloc::{self, MallocOptions};
 use initiator::head::NO_PATH;
 use initiator::path::{Address, PathState};
-use initiator::system::{Attach, Multipath};
+use initiator::system::{Attach, Multipath, Settings};
 use initiator::{InitiatorError, InitiatorSystem, Part};
-use nvmf::host::ReconnectPolicy;
-use nvmf::target::model::NewListener;
+use nvmf::host::{OnTimeout, ReconnectPolicy};
+use nvmf::target::model::{NewListener, NewNamespace};
 use nvmf::target::view::TransportOptions;
 use reactor::buffer::PoolConfig;
 use reactor::{Buffers, Instant};
@@ -143,7 +144,9 @@ impl Stage {
     }
 
     fn submit(&mut self, probe: &Probe, op: Op) {
+        let now = self.world.context(probe.reactor).read_clock();
         let mut runtime = probe.runtime.borrow_mut();
+        runtime.set_now(now);
         let request = IoRequest { op, lba: 3, blocks: 1, bufs: Buffers::heap(4096), user: 1 };
         runtime.submit(probe.channel, probe.client, request);
         runtime.run();
@@ -184,7 +187,12 @@ impl Stage {
     }
 
     /// Takes everything down.
-    fn finish(mut self) {
+    fn finish(self) {
+        self.finish_after(&[]);
+    }
+
+    /// The same, with more bdevs.
+    fn finish_after(mut self, more: &'static [&'static str]) {
         for group in self.initiator.groups() {
             let (initiator, name) = (Arc::clone(&self.initiator), group.name.clone());
             let detached = async move { initiator.detach(&name, |_| true).await };
@@ -192,7 +200,12 @@ impl Stage {
         }
         self.target.shut_down(&mut self.world);
         let system = Arc::clone(self.world.system());
-        self.world.block_on("the volume to go", async move { system.remove("vol").await }).expect("nobody holds it");
+        let removed = async move {
+            for name in more.iter().chain(&["vol"]) {
+                system.remove(name).await.expect("nobody holds it");
+            }
+        };
+        self.world.block_on("the volumes to go", removed);
         self.world.assert_clean();
     }
 }
@@ -211,7 +224,8 @@ fn timeouts(seed: u64) {
     stage.world.run_for(seconds(3));
     let before = stage.sim.attempts(address()).len();
     let lost = stage.lose(address());
-    // Writes whose fate is not unknown wait and end as reads do.
+    // Each reactor hears of it; a write that was sent before would be held until it is fenced.
+    stage.world.run_for(SOON);
     let (status, at) = stage.run(&probe, if seed.is_multiple_of(2) { Op::Read } else { Op::Write { fua: false } });
     assert_eq!(status, NO_PATH);
     near(at, lost + seconds(5));
@@ -350,4 +364,73 @@ fn failover(seed: u64) {
 #[test]
 fn a_failover_port_is_used_when_the_other_fails() {
     seeds::each("a_failover_port_is_used_when_the_other_fails", 20, &[], failover);
+}
+
+/// A command hangs at the target, whose connections are well.
+fn hangs(seed: u64) {
+    let action = [OnTimeout::GiveUp, OnTimeout::Tell, OnTimeout::Nothing][(seed % 3) as usize];
+    let mut stage = Stage::new(seed);
+    let settings = Settings { io_timeout: seconds(8), on_timeout: action, ..Settings::default() };
+    stage.initiator.set_settings(settings).expect("nothing is attached");
+    let (system, nvmf) = (Arc::clone(stage.world.system()), Arc::clone(&stage.target.nvmf));
+    let made = async move {
+        malloc::create(&system, "base", None, MallocOptions::new(4096, 64)).await.expect("the name is free");
+        error::create(&system, None, "base").await.expect("nobody has it");
+        nvmf.remove_namespace(NQN, 1).await.expect("it is there");
+        nvmf.add_namespace(NQN, NewNamespace::default(), "EE_base").await.expect("a namespace");
+    };
+    stage.world.block_on("a volume that hangs", made);
+    stage.attach(address(), Multipath::Multipath, (-1, 1, 0)).expect("it can be attached");
+    let probe = stage.probe();
+    // Its queue is connected when it is used first.
+    assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
+    stage.world.run_for(seconds(3));
+    let before = stage.sim.attempts(address()).len();
+    error::inject(stage.world.system(), "EE_base", &[OpKind::Read], Fault::Pending, 1, 0).expect("it is there");
+    let began = stage.now();
+    stage.submit(&probe, Op::Read);
+    match action {
+        OnTimeout::Nothing => {
+            stage.world.run_for(seconds(100));
+            assert_eq!(Stage::taken(&probe), None, "it is waited for");
+            // Whoever wants it to end aborts it.
+            let tag = IoTag { client: probe.client, user: 1 };
+            assert!(probe.runtime.borrow_mut().abort(probe.channel, tag));
+            stage.world.wake(probe.reactor);
+            let asked = stage.now();
+            let (status, at) = stage.ended(&probe);
+            assert_eq!(status, IoStatus::Aborted);
+            near(at, asked);
+        }
+        OnTimeout::Tell => {
+            let (status, at) = stage.ended(&probe);
+            assert_eq!(status, IoStatus::Aborted);
+            // Ages are looked at eight times in a timeout.
+            assert!(at + SOON >= began + seconds(8) && at < began + seconds(10), "{began:?} {at:?}");
+        }
+        OnTimeout::GiveUp => {
+            let initiator = Arc::clone(&stage.initiator);
+            stage.world.run_until("the path to be reset", |_| {
+                initiator.groups()[0].paths()[0].view().state != PathState::Enabled
+            });
+            let at = stage.now();
+            assert!(at + SOON >= began + seconds(8) && at < began + seconds(10), "{began:?} {at:?}");
+            // This target takes nobody back before the command has ended: its device goes.
+            let system = Arc::clone(stage.world.system());
+            let removed = async move { system.remove("EE_base").await };
+            stage.world.block_on("the device to go", removed).expect("its namespace lets go of it");
+            stage.ended(&probe);
+            stage.close(probe);
+            return stage.finish_after(&["base"]);
+        }
+    }
+    assert_eq!(stage.sim.attempts(address()).len(), before, "the connection stays");
+    assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
+    stage.close(probe);
+    stage.finish_after(&["EE_base", "base"]);
+}
+
+#[test]
+fn a_command_that_hangs_is_aborted_reset_or_waited_for() {
+    seeds::each("a_command_that_hangs_is_aborted_reset_or_waited_for", 12, &[], hangs);
 }

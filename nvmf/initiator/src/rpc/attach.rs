@@ -54,7 +54,7 @@ pub(super) const ATTACH: Method<InitiatorSystem> = Method::new(
         "What this is if NAME is attached already: failover: another port, used when the one in use fails; multipath, the \
          default: another path, used as the policy says; disable: refused",
     ),
-    Param::optional("num_io_queues", Kind::U32, "I/O queues; accepted, each reactor has the one that it needs").deprecated(),
+    Param::optional("num_io_queues", Kind::U32, "I/O queues at most; each reactor has one, and fewer than reactors are refused"),
     Param::optional(
         "ctrlr_loss_timeout_sec",
         Kind::I32,
@@ -73,7 +73,7 @@ pub(super) const ATTACH: Method<InitiatorSystem> = Method::new(
     Param::optional("dhchap_ctrlr_key", Kind::Str, "Name of a DH-HMAC-CHAP key of the controller; not served"),
     Param::optional("allow_unrecognized_csi", Kind::Bool, "Attach namespaces of unknown command sets; not served"),
     Param::optional("multipath_opts", Kind::Object(MULTIPATH_OPTS), "How the paths of the first attachment's bdevs are used"),
-    Param::optional("disable_sq_flow_control", Kind::Bool, "Accepted, without effect").deprecated(),
+    Param::optional("disable_sq_flow_control", Kind::Bool, "Accepted: I/O queues always go without").deprecated(),
 ])
 .mutates()
 .refuses_with(super::REFUSAL)
@@ -165,6 +165,11 @@ async fn attach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, R
     }
     for field in ["psk", "dhchap_key", "dhchap_ctrlr_key"] {
         not_served(&params, field, "connections are neither encrypted nor authenticated")?;
+    }
+    let reactors = system.bdevs().reactors().len();
+    if params.opt_u32("num_io_queues").is_some_and(|queues| (queues as usize) < reactors) {
+        let error = params.invalid("num_io_queues", format!("each of the {reactors} reactors needs a queue"));
+        return Err(error.fix(format!("leave it out, or give at least {reactors}")));
     }
     not_served(&params, "allow_unrecognized_csi", "only namespaces of the NVM command set can be bdevs")?;
     let hostnqn = params.opt_str("hostnqn").unwrap_or(system.hostnqn()).to_string();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvmf::host::OnTimeout;
 use schema::{Kind, Method, Param, Params, RpcError, States};
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ use crate::policy::Mode;
 use crate::system::{InitiatorSystem, Settings};
 
 const IGNORED: &str = "Accepted, without effect on TCP";
+const ONLY_ZERO: &str = "Only 0, the default, is served";
 
 pub(super) const SET: Method<InitiatorSystem> = Method::new(
     "bdev_nvme_set_options",
@@ -21,31 +23,32 @@ pub(super) const SET: Method<InitiatorSystem> = Method::new(
     Param::optional(
         "action_on_timeout",
         Kind::Enum(&["none", "reset", "abort"]),
-        "What is done when a command times out: the controller is reset, whichever is given but abort, which is not served",
+        "What is done when an I/O command times out: reset, the default: the path is; abort: the controller is asked to abort \
+         it, and the path is reset when it takes as long again; none: it is waited for. Admin commands always reset",
     ),
     Param::optional("timeout_us", Kind::U64, "Time for an I/O command, microseconds; 0, the default: 30 s"),
     Param::optional("timeout_admin_us", Kind::U64, "Time for an admin command, microseconds; 0, the default: 5 s"),
     Param::optional("keep_alive_timeout_ms", Kind::U32, "Keep-alive timeout, milliseconds; default 10000").at_most(3_600_000),
-    Param::optional("arbitration_burst", Kind::U32, IGNORED).deprecated(),
-    Param::optional("low_priority_weight", Kind::U32, IGNORED).deprecated(),
-    Param::optional("medium_priority_weight", Kind::U32, IGNORED).deprecated(),
-    Param::optional("high_priority_weight", Kind::U32, IGNORED).deprecated(),
+    Param::optional("arbitration_burst", Kind::U32, ONLY_ZERO),
+    Param::optional("low_priority_weight", Kind::U32, ONLY_ZERO),
+    Param::optional("medium_priority_weight", Kind::U32, ONLY_ZERO),
+    Param::optional("high_priority_weight", Kind::U32, ONLY_ZERO),
     Param::optional("nvme_adminq_poll_period_us", Kind::U64, IGNORED).deprecated(),
     Param::optional("nvme_ioq_poll_period_us", Kind::U64, IGNORED).deprecated(),
     Param::optional("io_queue_requests", Kind::U32, "Commands outstanding on an I/O queue; 0, the default: 512").at_most(32767),
     Param::optional("delay_cmd_submit", Kind::Bool, IGNORED).deprecated(),
     Param::optional("transport_retry_count", Kind::U32, IGNORED).deprecated(),
     Param::optional("bdev_retry_count", Kind::I32, IGNORED).deprecated(),
-    Param::optional("transport_ack_timeout", Kind::U8, IGNORED).deprecated(),
+    Param::optional("transport_ack_timeout", Kind::U8, ONLY_ZERO),
     Param::optional("ctrlr_loss_timeout_sec", Kind::I32, "As of bdev_nvme_attach_controller; default 0").at_least(-1),
     Param::optional("reconnect_delay_sec", Kind::U32, "As of bdev_nvme_attach_controller; default 0"),
     Param::optional("fast_io_fail_timeout_sec", Kind::U32, "As of bdev_nvme_attach_controller; default 0"),
     Param::optional("disable_auto_failback", Kind::Bool, "Stay on a non-preferred path; not served"),
     Param::optional("generate_uuids", Kind::Bool, "Make UUIDs of serial numbers; not served: without one, it is random"),
     Param::optional("transport_tos", Kind::U8, "Type of service of the sockets; only 0 is served"),
-    Param::optional("nvme_error_stat", Kind::Bool, IGNORED).deprecated(),
+    Param::optional("nvme_error_stat", Kind::Bool, "Count errors by status; not served"),
     Param::optional("rdma_srq_size", Kind::U32, IGNORED).deprecated(),
-    Param::optional("io_path_stat", Kind::Bool, IGNORED).deprecated(),
+    Param::optional("io_path_stat", Kind::Bool, "Count I/O by path; not served"),
     Param::optional("allow_accel_sequence", Kind::Bool, IGNORED).deprecated(),
     Param::optional("rdma_max_cq_size", Kind::U32, IGNORED).deprecated(),
     Param::optional("rdma_cm_event_timeout_ms", Kind::U16, IGNORED).deprecated(),
@@ -67,13 +70,16 @@ pub(super) const SET: Method<InitiatorSystem> = Method::new(
 .refuses_with(super::REFUSAL);
 
 async fn set(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcError> {
-    if params.opt_str("action_on_timeout") == Some("abort") {
-        let error = params.invalid("action_on_timeout", "a command that hangs is not aborted by itself");
-        return Err(error.fix("give reset"));
-    }
     not_served(&params, "disable_auto_failback", "a better path is always taken again when it is back")?;
     not_served(&params, "generate_uuids", "a UUID that a namespace does not have is drawn at random")?;
     not_served(&params, "transport_tos", "the type of service is the system's")?;
+    not_served(&params, "transport_ack_timeout", "how long the system sends again is its own")?;
+    not_served(&params, "arbitration_burst", "controllers arbitrate as they are set up")?;
+    for field in ["low_priority_weight", "medium_priority_weight", "high_priority_weight"] {
+        not_served(&params, field, "controllers arbitrate as they are set up")?;
+    }
+    not_served(&params, "nvme_error_stat", "errors are counted by bdev_get_iostat only")?;
+    not_served(&params, "io_path_stat", "I/O is counted by bdev, not by path")?;
     if params.opt_u32("keep_alive_timeout_ms") == Some(0) {
         let reason = "without keep-alive it is never known when the writes of a lost connection can no longer land";
         return Err(params.invalid("keep_alive_timeout_ms", reason).fix("give 1 or more"));
@@ -100,6 +106,11 @@ async fn set(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcE
     let settings = Settings {
         kato_ms: params.opt_u32("keep_alive_timeout_ms").unwrap_or(defaults.kato_ms),
         io_depth: depth.and_then(|depth| u16::try_from(depth).ok()).unwrap_or(defaults.io_depth),
+        on_timeout: match params.opt_str("action_on_timeout") {
+            Some("abort") => OnTimeout::Tell,
+            Some("none") => OnTimeout::Nothing,
+            _ => OnTimeout::GiveUp,
+        },
         io_timeout: micros("timeout_us", defaults.io_timeout),
         admin_timeout: micros("timeout_admin_us", defaults.admin_timeout),
         reconnect,

@@ -314,6 +314,10 @@ impl Qpair for FakeQpair {
         self.ready && self.outstanding() + 2 <= self.slots.into()
     }
 
+    fn cid_of(&self, _user: u64) -> Option<u16> {
+        None
+    }
+
     fn submit(&mut self, user: u64, sqe: Sqe, payload: Payload, data: Buffers) {
         assert!(self.can_submit(), "a command was submitted without asking for room");
         self.held.push_back((user, sqe, payload, data));
