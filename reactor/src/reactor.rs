@@ -356,6 +356,20 @@ impl Context {
         self.parker.unwatch(source);
     }
 
+    /// Has edges of `source` end this reactor's sleep, and nothing else: no poller is told of them, and while the reactor
+    /// is awake the host is not asked for them. For doorbells, whose news lie in memory that pollers look at anyway.
+    ///
+    /// # Errors
+    /// As [`Parker::watch`].
+    pub fn wake_by(&mut self, source: Source) -> io::Result<()> {
+        self.parker.watch(source, DOORBELL_TOKEN)
+    }
+
+    /// Ends what [`Context::wake_by`] began. Must happen before the source is closed.
+    pub fn unwake_by(&mut self, source: Source) {
+        self.parker.unwatch(source);
+    }
+
     /// Adds a poller; it first runs in the next step.
     pub fn add_poller(&mut self, name: impl Into<String>, schedule: Schedule, poller: Box<dyn Poller>) -> PollerId {
         let id = self.reserve_poller();
@@ -473,6 +487,8 @@ struct PollerEntry {
     stats: PollerStats,
 }
 
+/// What [`Context::wake_by`] watches under.
+const DOORBELL_TOKEN: u64 = ENGINE_TOKEN - 1;
 /// Messages run in one step at most, so that a flood of them cannot starve I/O.
 const MESSAGES_PER_STEP: usize = 64;
 /// Steps between copies of the pollers' counters to where messages can read them.
@@ -487,6 +503,8 @@ pub struct Reactor {
     core: Option<usize>,
     last_busy: Instant,
     was_busy: bool,
+    /// What is ready was seen at the end of the sleep that this step follows.
+    looked: bool,
     steps: u32,
 }
 
@@ -526,6 +544,7 @@ impl Reactor {
             core: config.core,
             last_busy: now,
             was_busy: false,
+            looked: false,
             steps: 0,
         })
     }
@@ -562,7 +581,7 @@ impl Reactor {
         let counter = if self.was_busy { &mut self.cx.counters.busy_ns } else { &mut self.cx.counters.idle_ns };
         *counter += passed;
         self.cx.now = now;
-        if !self.cx.watches.is_empty() {
+        if !std::mem::take(&mut self.looked) && !self.cx.watches.is_empty() {
             self.look(Some(Duration::ZERO));
         }
         let mut busy = self.run_messages();
@@ -586,7 +605,7 @@ impl Reactor {
             panic!("reactor {}: waiting for readiness failed: {error}", self.cx.id.0);
         }
         for ready in self.ready.drain(..) {
-            if ready.token == ENGINE_TOKEN {
+            if ready.token == ENGINE_TOKEN || ready.token == DOORBELL_TOKEN {
                 continue;
             }
             // A watch that ended within this batch leaves a stale report behind.
@@ -676,6 +695,7 @@ impl Reactor {
         if self.may_sleep() {
             self.cx.counters.sleeps += 1;
             self.look(timeout);
+            self.looked = true;
         }
         self.cx.waker.retract();
         let slept = self.cx.clock.now();

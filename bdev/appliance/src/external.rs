@@ -16,7 +16,10 @@
 //! | [`lane`] | the target's end on one reactor |
 //! | [`target`] | the target's listener, one thread a device |
 //! | [`process`] | the process's end: runs any [`Handler`](crate::Handler) |
+//! | [`dock`] | both ends in one process, for simulators |
 
+#[cfg(not(loom))]
+mod link;
 #[cfg(not(loom))]
 mod memory;
 #[cfg_attr(loom, allow(dead_code))]
@@ -28,6 +31,8 @@ mod wire;
 #[cfg(not(loom))]
 mod worker;
 
+#[cfg(not(loom))]
+pub mod dock;
 #[cfg(not(loom))]
 pub mod lane;
 #[cfg(not(loom))]

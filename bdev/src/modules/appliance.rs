@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use appliance::external::dock::Dock;
 use appliance::{Capabilities, Handler};
 use futures_util::future::{BoxFuture, Either, select};
 use reactor::Clock;
@@ -219,6 +220,20 @@ pub async fn create_with(
     check(&settings)?;
     let backend = source::start_with(system, name, &settings, handler).await?;
     register(system, name, uuid, settings, backend).await
+}
+
+/// As [`create`], with a handler in another process that is simulated in this one: it comes to the dock.
+///
+/// # Errors
+/// As [`create`].
+pub async fn create_docked(
+    system: &Arc<BdevSystem>,
+    name: &str,
+    settings: Settings,
+) -> Result<(Arc<BdevInfo>, Dock), BdevError> {
+    check(&settings)?;
+    let (backend, dock) = external::External::docked(system, name, &settings)?;
+    Ok((register(system, name, None, settings, backend).await?, dock))
 }
 
 async fn register(

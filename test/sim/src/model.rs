@@ -72,6 +72,8 @@ pub struct Model {
     readers: BTreeMap<u64, u64>,
     /// Whether completed writes need a flush to survive.
     volatile: bool,
+    /// A write may take effect again, also after it was seen, until it is answered.
+    repeats: bool,
     /// What a compare-and-write replaced, for finding two that replaced the same.
     replaced: BTreeMap<(u64, Stamp), Stamp>,
 }
@@ -126,6 +128,7 @@ impl Model {
             blocks: Vec::new(),
             readers: BTreeMap::new(),
             volatile,
+            repeats: false,
             replaced: BTreeMap::new(),
         };
         model.set_len(blocks);
@@ -163,6 +166,11 @@ impl Model {
             after: Vec::new(),
         };
         self.blocks.resize(blocks as usize, vec![zero]);
+    }
+
+    /// From now on a write may take effect more than once until it is answered: whoever does it may have to begin anew.
+    pub fn allow_repeats(&mut self) {
+        self.repeats = true;
     }
 
     fn tick(&mut self) -> u64 {
@@ -284,14 +292,17 @@ impl Model {
             )),
             [one] => {
                 // A write takes effect once: what had taken effect before the read began, and is not there, was before.
-                let is_before = |write: &&Write| write.token != one && write.done < began;
+                let repeats = |write: &Write| self.repeats && write.open;
+                let is_before = |write: &&Write| write.token != one && write.done < began && !repeats(write);
                 let before: Vec<u64> = block.iter().filter(is_before).map(|write| write.token).collect();
                 let write = block.iter_mut().find(|write| write.token == one).expect("it was just found");
                 write.done = write.done.min(now);
-                write.before = write.before.min(now);
-                write.after = before.into_iter().chain(std::mem::take(&mut write.after)).collect();
-                write.after.sort_unstable();
-                write.after.dedup();
+                if !repeats(write) {
+                    write.before = write.before.min(now);
+                    write.after = before.into_iter().chain(std::mem::take(&mut write.after)).collect();
+                    write.after.sort_unstable();
+                    write.after.dedup();
+                }
                 if write.ambiguous {
                     block.retain(|write| !write.ambiguous || write.token == one);
                 }

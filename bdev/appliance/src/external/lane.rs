@@ -87,7 +87,7 @@ impl Lane {
     /// When there is no such lane, or it is open already.
     pub fn open(target: &Target, index: u32, waker: Waker) -> io::Result<Lane> {
         let target = Arc::clone(target.inner());
-        if index >= target.shape().lanes() || !target.lane(index).open(waker) {
+        if index >= target.shape().lanes() || !target.open_lane(index, waker) {
             return Err(io::Error::other(format!("lane {index} of '{}' is not to be had", target.bdev())));
         }
         let slots = (0..target.shape().depth()).map(|_| None).collect();

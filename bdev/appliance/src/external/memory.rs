@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,6 +29,8 @@ const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlag
 pub(crate) struct Memory {
     base: NonNull<u8>,
     shape: Shape,
+    /// On the heap instead of in a file: both sides are in this process.
+    heap: bool,
 }
 
 // SAFETY: the mapping is reached through atomics and raw copies only, from whatever thread; it is unmapped when nobody
@@ -66,7 +69,19 @@ impl Memory {
         // SAFETY: a new mapping at an address of the kernel's choice aliases nothing of this process.
         let base = unsafe { mmap(std::ptr::null_mut(), shape.bytes(), access, MapFlags::SHARED, file, 0)? };
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned a null address"))?;
-        Ok(Memory { base, shape })
+        Ok(Memory { base, shape, heap: false })
+    }
+
+    /// Memory of `shape` for both sides in one process, all zeroes.
+    pub(crate) fn heap(shape: Shape) -> Memory {
+        let layout = Memory::layout(&shape);
+        // SAFETY: a shape has at least a page.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) });
+        Memory { base: base.unwrap_or_else(|| handle_alloc_error(layout)), shape, heap: true }
+    }
+
+    fn layout(shape: &Shape) -> Layout {
+        Layout::from_size_align(shape.bytes(), 4096).expect("a shape's size is far below the address space's")
     }
 
     pub(crate) fn shape(&self) -> &Shape {
@@ -133,6 +148,10 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        if self.heap {
+            // SAFETY: it was allocated with this layout, and nobody refers to it any more.
+            return unsafe { dealloc(self.base.as_ptr(), Memory::layout(&self.shape)) };
+        }
         // SAFETY: the mapping was made here with this length, and nobody refers to it any more.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.shape.bytes()) };
     }

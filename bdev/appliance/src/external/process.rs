@@ -24,9 +24,10 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::Value;
 
+use super::link::Bell;
 use super::memory::Memory;
 use super::wire::{self, Message, Received, Refusal, VERSION, Welcome};
-use super::worker::{NewLane, Post, Shell};
+use super::worker::{Hung, NewLane, Post, Shell};
 use crate::handler::{Capabilities, Handler, Making};
 use crate::types::{Geometry, OpKind};
 
@@ -247,11 +248,12 @@ impl Server<'_> {
         };
         let bdev: Arc<str> = Arc::from(welcome.bdev.as_str());
         let lane = |(bell, index)| {
-            let (words, bell) = (memory.lane(index), Arc::new(bell));
+            let (words, bell) = (memory.lane(index), Bell::Event(Arc::new(bell)));
             NewLane { index, words, bell, block_size: welcome.block_size, bdev: Arc::clone(&bdev) }
         };
         let lanes: Vec<_> = lane_bells.into_iter().zip(0..).map(lane).collect();
-        let post = |(bell, worker)| Post { worker, lanes: lanes.clone(), heads: memory.heads(), bell };
+        let post =
+            |(bell, worker)| Post { worker, lanes: lanes.clone(), heads: memory.heads(), bell: Hung::Socket(bell) };
         let posts = bells.into_iter().zip(0..).map(post).collect();
         Ok(Greeting::Session(socket, welcome, posts))
     }
@@ -425,7 +427,7 @@ impl Server<'_> {
     }
 }
 
-fn geometry(welcome: &Welcome) -> Geometry {
+pub(super) fn geometry(welcome: &Welcome) -> Geometry {
     let mut geometry = Geometry::new(welcome.block_size, welcome.num_blocks);
     geometry.volatile_cache = welcome.volatile_cache;
     geometry.unmap_zeroes = welcome.unmap_zeroes;
@@ -433,7 +435,7 @@ fn geometry(welcome: &Welcome) -> Geometry {
 }
 
 /// Whether a handler keeps what the device promises its hosts.
-fn check(capabilities: &Capabilities, welcome: &Welcome) -> io::Result<()> {
+pub(super) fn check(capabilities: &Capabilities, welcome: &Welcome) -> io::Result<()> {
     let promised = OpKind::ALL.into_iter().filter(|&kind| welcome.ops & 1 << kind as u32 != 0);
     let missing: Vec<_> = promised.filter(|&kind| !capabilities.ops.contains(kind)).map(OpKind::name).collect();
     if !missing.is_empty() {
@@ -487,7 +489,7 @@ impl Team {
                 policy: PollPolicy::Adaptive { spin: team.terms.spin },
                 begin: Box::new(move |cx: io::Result<&mut Context>| {
                     let made = cx.and_then(|cx| {
-                        Shell::install(cx, handler, index, count)?;
+                        Shell::install(cx, handler, index, count, None)?;
                         Ok(cx.handle())
                     });
                     let _ = begun.send(made);

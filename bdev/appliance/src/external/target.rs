@@ -29,8 +29,9 @@ use rustix::net::{
 };
 use serde_json::{Value, json};
 
+use super::link::{Bell, Link, Relay};
 use super::session::Session;
-use super::wire::{self, Message, Received, Refusal, VERSION, Welcome};
+use super::wire::{Message, Received, Refusal, VERSION, Welcome};
 use crate::home::Limiter;
 use crate::layout::Shape;
 use crate::placement::{Placement, Placer};
@@ -170,21 +171,59 @@ pub(super) struct Inner {
     lanes: Vec<LaneState>,
     /// What the process rings, by lane. They live as long as the device; a process that is gone can at most wake a
     /// reactor in vain.
-    bells: Vec<OwnedFd>,
+    bells: Vec<Bell>,
     serving: Mutex<Option<Arc<Session>>>,
     resizing: Mutex<Resizing>,
     resized: Condvar,
     one_resize: Mutex<()>,
     stop: OwnedFd,
     stopping: AtomicBool,
-    /// Identity of the socket's file, so that no other's is removed at the end.
-    file: (u64, u64),
+    /// Identity of the socket's file, so that no other's is removed at the end; `None`: there is none.
+    file: Option<(u64, u64)>,
     clock: Arc<dyn Clock>,
     counters: Counters,
     log: Limiter,
 }
 
 impl Inner {
+    fn new(
+        options: TargetOptions,
+        clock: Arc<dyn Clock>,
+        bells: Vec<Bell>,
+        file: Option<(u64, u64)>,
+    ) -> io::Result<Inner> {
+        Ok(Inner {
+            num_blocks: AtomicU64::new(options.num_blocks),
+            lanes: (0..options.shape.lanes()).map(|_| LaneState::default()).collect(),
+            bells,
+            serving: Mutex::default(),
+            resizing: Mutex::default(),
+            resized: Condvar::new(),
+            one_resize: Mutex::default(),
+            stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            file,
+            stopping: AtomicBool::new(false),
+            clock,
+            counters: Counters {
+                requests: (0..options.shape.workers()).map(|_| AtomicU64::new(0)).collect(),
+                ..Counters::default()
+            },
+            log: Limiter::default(),
+            options,
+        })
+    }
+
+    /// Opens a lane on the reactor behind `waker`; whether it was free.
+    pub(super) fn open_lane(&self, index: u32, waker: Waker) -> bool {
+        if !self.lane(index).open(waker.clone()) {
+            return false;
+        }
+        if let Bell::Relay(relay) = &self.bells[index as usize] {
+            relay.set(Some(waker));
+        }
+        true
+    }
+
     pub(super) fn lane(&self, index: u32) -> &LaneState {
         &self.lanes[index as usize]
     }
@@ -291,6 +330,8 @@ impl Inner {
 pub struct Target {
     inner: Arc<Inner>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// What the thread has otherwise.
+    control: Option<Arc<Mutex<Control>>>,
 }
 
 impl Target {
@@ -300,30 +341,29 @@ impl Target {
     /// When the path cannot be listened at: each error says what to do.
     pub fn listen(options: TargetOptions, clock: Arc<dyn Clock>) -> io::Result<Target> {
         let (listener, file) = listen_at(&options.path)?;
-        let count = options.shape.lanes();
-        let bell = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let inner = Arc::new(Inner {
-            num_blocks: AtomicU64::new(options.num_blocks),
-            lanes: (0..count).map(|_| LaneState::default()).collect(),
-            bells: (0..count).map(|_| bell()).collect::<Result<_, _>>()?,
-            serving: Mutex::default(),
-            resizing: Mutex::default(),
-            resized: Condvar::new(),
-            one_resize: Mutex::default(),
-            stop: bell()?,
-            file,
-            stopping: AtomicBool::new(false),
-            clock,
-            counters: Counters {
-                requests: (0..options.shape.workers()).map(|_| AtomicU64::new(0)).collect(),
-                ..Counters::default()
-            },
-            log: Limiter::default(),
-            options,
-        });
-        let control = Control { inner: Arc::clone(&inner), listener, peer: None, ticket: 0 };
-        let thread = std::thread::Builder::new().name("appliance".into()).spawn(move || control.run())?;
-        Ok(Target { inner, thread: Mutex::new(Some(thread)) })
+        let event = |_| eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let bells = (0..options.shape.lanes()).map(event).collect::<Result<Vec<_>, _>>()?;
+        let bells = bells.into_iter().map(|fd| Bell::Event(Arc::new(fd))).collect();
+        let inner = Arc::new(Inner::new(options, clock, bells, Some(file))?);
+        let listening = Listening { control: Control::new(&inner), listener };
+        let thread = std::thread::Builder::new().name("appliance".into()).spawn(move || listening.run())?;
+        Ok(Target { inner, thread: Mutex::new(Some(thread)), control: None })
+    }
+
+    /// A target for processes that are in this one: they come through its [`Dock`](super::dock::Dock). It has no thread.
+    ///
+    /// # Errors
+    /// When the host is out of descriptors.
+    pub fn docked(options: TargetOptions, clock: Arc<dyn Clock>) -> io::Result<Target> {
+        let bells = (0..options.shape.lanes()).map(|_| Bell::Relay(Arc::new(Relay::default()))).collect();
+        let inner = Arc::new(Inner::new(options, clock, bells, None)?);
+        let control = Arc::new(Mutex::new(Control::new(&inner)));
+        Ok(Target { inner, thread: Mutex::default(), control: Some(control) })
+    }
+
+    /// Where processes inside this one connect; `None` for a target that listens at a socket.
+    pub(super) fn control(&self) -> Option<&Arc<Mutex<Control>>> {
+        self.control.as_ref()
     }
 
     pub(super) fn inner(&self) -> &Arc<Inner> {
@@ -340,9 +380,12 @@ impl Target {
         lock(&self.inner.serving).is_some()
     }
 
-    /// What the reactor of a lane watches: an edge means that the process has answered something.
-    pub fn source(&self, lane: u32) -> Source {
-        Source::Fd(self.inner.bells[lane as usize].as_raw_fd())
+    /// What wakes the reactor of a lane: an edge means that the process has answered something. `None`: its waker does.
+    pub fn source(&self, lane: u32) -> Option<Source> {
+        match &self.inner.bells[lane as usize] {
+            Bell::Event(fd) | Bell::Socket(fd) => Some(Source::Fd(fd.as_raw_fd())),
+            Bell::Relay(_) => None,
+        }
     }
 
     /// Tells the process the new size and waits until it has taken it on; for at most a few seconds. Without a process, the
@@ -363,7 +406,7 @@ impl Target {
         resizing.ticket += 1;
         resizing.answer = None;
         let message = Message::Resize { ticket: resizing.ticket, num_blocks };
-        if let Err(error) = wire::send(session.socket(), &message, &[]) {
+        if let Err(error) = session.link().send(message) {
             return match error.kind() {
                 io::ErrorKind::WouldBlock => {
                     undo(io::Error::other("the external process does not read what it is told"))
@@ -406,8 +449,11 @@ impl Target {
             return;
         }
         let path = &self.inner.options.path;
-        if std::fs::symlink_metadata(path).is_ok_and(|now| (now.dev(), now.ino()) == self.inner.file) {
+        if std::fs::symlink_metadata(path).is_ok_and(|now| Some((now.dev(), now.ino())) == self.inner.file) {
             let _ = std::fs::remove_file(path);
+        }
+        if let Some(control) = &self.control {
+            lock(control).finish();
         }
         // The counter of an eventfd of this process's own has room for this.
         let _ = rustix::io::write(&self.inner.stop, &1u64.to_ne_bytes());
@@ -480,66 +526,89 @@ fn listen_at(path: &Path) -> io::Result<(OwnedFd, (u64, u64))> {
 
 /// A process that has connected.
 enum Peer {
-    Greeting { socket: OwnedFd, until: Instant },
+    Greeting { link: Link, until: Instant },
     Making { session: Arc<Session>, num_blocks: u64 },
     Serving(Arc<Session>),
 }
 
 impl Peer {
-    fn socket(&self) -> &OwnedFd {
+    fn link(&self) -> &Link {
         match self {
-            Peer::Greeting { socket, .. } => socket,
-            Peer::Making { session, .. } | Peer::Serving(session) => session.socket(),
+            Peer::Greeting { link, .. } => link,
+            Peer::Making { session, .. } | Peer::Serving(session) => session.link(),
         }
     }
 }
 
-/// The thread.
-struct Control {
+/// The machine: what becomes of processes that connect, and of what they say. Whoever runs it brings connections and says
+/// when there is something to hear.
+pub(super) struct Control {
     inner: Arc<Inner>,
-    listener: OwnedFd,
     peer: Option<Peer>,
     ticket: u64,
 }
 
-impl Control {
+/// The thread.
+struct Listening {
+    control: Control,
+    listener: OwnedFd,
+}
+
+impl Listening {
     fn run(mut self) {
-        while !self.inner.stopping.load(Ordering::Acquire) {
+        while !self.control.inner.stopping.load(Ordering::Acquire) {
             if let Err(error) = self.wait() {
-                tracing::error!(bdev = self.inner.bdev(), "watching for an external process failed: {error}");
+                tracing::error!(bdev = self.control.inner.bdev(), "watching for an external process failed: {error}");
                 break;
             }
             // What the present process has to say first: it may be its end, which makes room for the next.
-            self.hear();
-            self.accept();
+            self.control.hear();
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            while let Ok((socket, _)) = acceptfrom_with(&self.listener, flags) {
+                self.control.connected(Link::Socket(socket));
+            }
         }
-        if let Some(peer) = &self.peer {
-            let _ = wire::send(peer.socket(), &Message::Gone, &[]);
-        }
-        self.drop_peer();
+        self.control.finish();
     }
 
     /// Sleeps until something is there.
     fn wait(&mut self) -> io::Result<()> {
-        let timeout = match &self.peer {
+        let control = &self.control;
+        let timeout = match &control.peer {
             Some(Peer::Greeting { until, .. }) => {
-                let left = until.nanos_since(self.inner.clock.now());
+                let left = until.nanos_since(control.inner.clock.now());
                 Some(Timespec { tv_sec: (left / 1_000_000_000) as i64, tv_nsec: (left % 1_000_000_000) as i64 })
             }
             _ => None,
         };
-        let mut fds = vec![PollFd::new(&self.inner.stop, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
-        fds.extend(self.peer.as_ref().map(|peer| PollFd::new(peer.socket(), PollFlags::IN)));
+        let mut fds = vec![PollFd::new(&control.inner.stop, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        if let Some(Link::Socket(socket)) = control.peer.as_ref().map(Peer::link) {
+            fds.push(PollFd::new(socket, PollFlags::IN));
+        }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+impl Control {
+    fn new(inner: &Arc<Inner>) -> Control {
+        Control { inner: Arc::clone(inner), peer: None, ticket: 0 }
+    }
+
+    /// The device is gone.
+    fn finish(&mut self) {
+        if let Some(peer) = &self.peer {
+            let _ = peer.link().send(Message::Gone);
+        }
+        self.drop_peer();
+    }
 
     /// Takes in what the process has said.
-    fn hear(&mut self) {
+    pub(super) fn hear(&mut self) {
         while let Some(peer) = &self.peer {
-            match wire::receive(peer.socket(), false) {
+            match peer.link().receive() {
                 Ok(Received::Nothing) => {
                     if let Peer::Greeting { until, .. } = peer
                         && *until <= self.inner.clock.now()
@@ -569,7 +638,7 @@ impl Control {
 
     fn handle(&mut self, message: Message) {
         match (self.peer.take(), message) {
-            (Some(Peer::Greeting { socket, .. }), Message::Hello { version }) => self.greet(socket, version),
+            (Some(Peer::Greeting { link, .. }), Message::Hello { version }) => self.greet(link, version),
             (Some(Peer::Making { session, num_blocks }), Message::Ready) => {
                 tracing::info!(bdev = self.inner.bdev(), "an external process serves it");
                 self.inner.counters.sessions.fetch_add(1, Ordering::Relaxed);
@@ -577,7 +646,7 @@ impl Control {
                 let now = self.inner.num_blocks.load(Ordering::Acquire);
                 if now != num_blocks {
                     // The size was changed meanwhile.
-                    let _ = wire::send(session.socket(), &Message::Resize { ticket: 0, num_blocks: now }, &[]);
+                    let _ = session.link().send(Message::Resize { ticket: 0, num_blocks: now });
                 }
                 self.peer = Some(Peer::Serving(session));
             }
@@ -606,16 +675,16 @@ impl Control {
     }
 
     /// Answers a process that has said what it is.
-    fn greet(&mut self, socket: OwnedFd, version: u32) {
+    fn greet(&mut self, link: Link, version: u32) {
         if version != VERSION {
-            self.peer = Some(Peer::Greeting { socket, until: Instant(0) });
+            self.peer = Some(Peer::Greeting { link, until: Instant(0) });
             let text =
                 format!("it speaks version {version}, and this is version {VERSION}: use the same release for both");
             return self.turn_away(Refusal::Version, &text);
         }
         let welcome = self.inner.welcome();
         let num_blocks = welcome.num_blocks;
-        match Session::open(socket, welcome, &self.inner.bells) {
+        match Session::open(link, welcome, &self.inner.bells) {
             Ok(session) => self.peer = Some(Peer::Making { session: Arc::new(session), num_blocks }),
             Err(error) => self.inner.complain(format_args!("no session for an external process: {error}")),
         }
@@ -625,7 +694,7 @@ impl Control {
         self.inner.complain(format_args!("a process is turned away: {text}"));
         self.inner.counters.refused.fetch_add(1, Ordering::Relaxed);
         if let Some(peer) = &self.peer {
-            let _ = wire::send(peer.socket(), &Message::Refused { why, text: text.into() }, &[]);
+            let _ = peer.link().send(Message::Refused { why, text: text.into() });
         }
         self.drop_peer();
     }
@@ -641,23 +710,24 @@ impl Control {
         }
     }
 
-    /// Takes the next process, or tells it that there is one.
-    fn accept(&mut self) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok((socket, _)) = acceptfrom_with(&self.listener, flags) {
-            if self.peer.is_some() {
-                // Its end may have come after it was last looked at.
-                self.hear();
-            }
-            if self.peer.is_some() {
-                let text = format!("another process serves '{}'", self.inner.bdev());
-                let _ = wire::send(&socket, &Message::Refused { why: Refusal::Busy, text }, &[]);
-                continue;
-            }
-            let until = self.inner.clock.now() + HELLO_TIMEOUT;
-            self.peer = Some(Peer::Greeting { socket, until });
+    /// Takes a process that has connected, or tells it that there is one.
+    pub(super) fn connected(&mut self, link: Link) {
+        if self.peer.is_some() {
+            // Its end may have come after it was last looked at.
             self.hear();
         }
+        if self.inner.stopping.load(Ordering::Acquire) {
+            let _ = link.send(Message::Gone);
+            return;
+        }
+        if self.peer.is_some() {
+            let text = format!("another process serves '{}'", self.inner.bdev());
+            let _ = link.send(Message::Refused { why: Refusal::Busy, text });
+            return;
+        }
+        let until = self.inner.clock.now() + HELLO_TIMEOUT;
+        self.peer = Some(Peer::Greeting { link, until });
+        self.hear();
     }
 }
 

@@ -16,15 +16,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use reactor::park::{Ready, Source};
-use reactor::reactor::WatchId;
-use reactor::{Clock, Context, Instant, Poller, PollerId, Progress, ReactorId, Schedule};
+use reactor::park::Source;
+use reactor::{Clock, Context, Instant, Poller, Progress, ReactorId, Schedule};
 use rustix::net::RecvFlags;
 
+use super::link::{Bell, Relay};
 use super::memory::SharedWords;
 use super::ring::{Consumer, Producer, Words, announce, must_ring, retract};
 use crate::abi;
@@ -46,7 +46,7 @@ pub(super) struct NewLane {
     pub(super) index: u32,
     pub(super) words: SharedWords,
     /// What wakes the target's reactor.
-    pub(super) bell: Arc<OwnedFd>,
+    pub(super) bell: Bell,
     pub(super) block_size: u32,
     pub(super) bdev: Arc<str>,
 }
@@ -56,28 +56,60 @@ pub(super) struct Post {
     pub(super) worker: u32,
     pub(super) lanes: Vec<NewLane>,
     pub(super) heads: SharedWords,
-    pub(super) bell: OwnedFd,
+    pub(super) bell: Hung,
+}
+
+/// What wakes a worker, where it hangs.
+pub(super) enum Hung {
+    /// One end of a pair of stream sockets.
+    Socket(OwnedFd),
+    /// Inside one process.
+    Relay(Arc<Relay>),
 }
 
 /// What says that the worker sleeps, and what wakes it.
 struct Ear {
     heads: SharedWords,
     flag: usize,
-    bell: OwnedFd,
-    watch: WatchId,
-    rung: bool,
+    bell: Hung,
     announced: bool,
+    /// How often it was announced that the worker sleeps since the bell was emptied: each time it may have been rung once.
+    announcements: u32,
 }
 
+/// Rings that a bell holds at most. A socket takes some more before it takes none, and one that takes none wakes nobody; what
+/// is in it need not be read for the next ring to be heard.
+const RINGS: u32 = 64;
+
 impl Ear {
-    fn drain(&mut self) {
-        if std::mem::take(&mut self.rung) {
-            let mut bytes = [0u8; 256];
-            while matches!(rustix::net::recv(&self.bell, &mut bytes, RecvFlags::DONTWAIT), Ok((256, _))) {}
+    fn new(cx: &mut Context, heads: SharedWords, flag: usize, bell: Hung) -> io::Result<Ear> {
+        match &bell {
+            Hung::Socket(fd) => cx.wake_by(Source::Fd(fd.as_raw_fd()))?,
+            Hung::Relay(relay) => relay.set(Some(cx.waker())),
+        }
+        Ok(Ear { heads, flag, bell, announced: false, announcements: 0 })
+    }
+
+    fn close(self, cx: &mut Context) {
+        match &self.bell {
+            Hung::Socket(fd) => cx.unwake_by(Source::Fd(fd.as_raw_fd())),
+            Hung::Relay(relay) => relay.set(None),
         }
     }
 
+    fn empty(&self) {
+        let Hung::Socket(fd) = &self.bell else { return };
+        let mut bytes = [0u8; 2 * RINGS as usize];
+        let len = bytes.len();
+        while matches!(rustix::net::recv(fd, &mut bytes, RecvFlags::DONTWAIT), Ok((_, got)) if got == len) {}
+    }
+
     fn announce(&mut self) {
+        if self.announcements == RINGS {
+            self.announcements = 0;
+            self.empty();
+        }
+        self.announcements += 1;
         announce(&self.heads, self.flag);
         self.announced = true;
     }
@@ -208,8 +240,7 @@ impl Lane {
             self.bodies[slot as usize] = Some(body);
         }
         if busy && !self.draining && must_ring(&self.new.words, TARGET_SLEEPS) {
-            // One that cannot be written has been filled with rings already.
-            let _ = rustix::io::write(&*self.new.bell, &1u64.to_ne_bytes());
+            self.new.bell.ring();
         }
         busy
     }
@@ -262,7 +293,6 @@ impl Lane {
 pub(super) struct Shell {
     handler: Arc<dyn Handler>,
     cx: WorkerCx,
-    poller: PollerId,
     worker: Option<Box<dyn Worker>>,
     reborn_at: Option<Instant>,
     ear: Option<Ear>,
@@ -270,28 +300,35 @@ pub(super) struct Shell {
     batch: Batch,
     /// Told when the last draining lane is empty.
     drained: Option<Sender<()>>,
+    /// Set when it has to stop where it is, as one whose process is killed; only inside one process.
+    killed: Option<Arc<AtomicBool>>,
 }
 
 impl Shell {
-    /// Makes the worker on this reactor, and the poller that runs it.
-    pub(super) fn install(cx: &mut Context, handler: Arc<dyn Handler>, index: usize, workers: usize) -> io::Result<()> {
+    /// Makes the worker on this reactor, and the poller that runs it: until `killed`, if there is such a thing.
+    pub(super) fn install(
+        cx: &mut Context,
+        handler: Arc<dyn Handler>,
+        index: usize,
+        workers: usize,
+        killed: Option<Arc<AtomicBool>>,
+    ) -> io::Result<()> {
         let worker_cx = WorkerCx { index, workers, waker: cx.waker(), clock: cx.platform().clock() };
         let worker = guarded(|| handler.worker(worker_cx.clone()))
             .unwrap_or_else(|| Err(io::Error::other("the handler panicked while it made its worker")))?;
-        let poller = cx.reserve_poller();
         let shell = Shell {
             handler,
             cx: worker_cx,
-            poller,
             worker: Some(worker),
             reborn_at: None,
             ear: None,
             lanes: Vec::new(),
             batch: Batch::with_capacity(crate::layout::MAX_DEPTH as usize),
             drained: None,
+            killed,
         };
         let shell = cx.insert(RefCell::new(shell));
-        cx.add_reserved_poller(poller, format!("worker {index}"), Schedule::Active, Box::new(ShellPoller(shell)));
+        cx.add_poller(format!("worker {index}"), Schedule::Active, Box::new(ShellPoller(shell)));
         Ok(())
     }
 
@@ -303,8 +340,7 @@ impl Shell {
     /// Takes its post in a session.
     pub(super) fn attach(&mut self, cx: &mut Context, post: Post) -> io::Result<()> {
         let flag = post.heads.memory().shape().worker_sleeps(post.worker);
-        let watch = cx.watch(self.poller, Source::Fd(post.bell.as_raw_fd()), 0)?;
-        self.ear = Some(Ear { heads: post.heads, flag, bell: post.bell, watch, rung: true, announced: false });
+        self.ear = Some(Ear::new(cx, post.heads, flag, post.bell)?);
         for new in post.lanes {
             self.lanes.push(Lane::new(new, post.worker, self.handler.name(), cx));
         }
@@ -315,7 +351,7 @@ impl Shell {
     /// requests.
     pub(super) fn detach(&mut self, cx: &mut Context, drained: Sender<()>) {
         if let Some(ear) = self.ear.take() {
-            cx.unwatch(ear.watch);
+            ear.close(cx);
         }
         for lane in &mut self.lanes {
             lane.draining = true;
@@ -386,7 +422,6 @@ impl Shell {
         let mut busy = false;
         if let Some(ear) = &mut self.ear {
             ear.awake();
-            ear.drain();
         }
         for index in 0..self.lanes.len() {
             let lane = &mut self.lanes[index];
@@ -436,10 +471,25 @@ impl Shell {
         }
     }
 
+    fn is_killed(&self) -> bool {
+        self.killed.as_ref().is_some_and(|killed| killed.load(Ordering::Acquire))
+    }
+
     /// Ends the worker. Requests that it held are reported as lost.
     pub(super) fn end(&mut self) {
         let worker = self.worker.take();
         guarded(|| drop(worker));
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        self.end();
+        self.batch.complete_all(IoStatus::Aborted);
+        for lane in self.lanes.drain(..) {
+            take_home(lane.home_lane);
+            lane.home.close(lane.ended);
+        }
     }
 }
 
@@ -452,13 +502,11 @@ struct ShellPoller(Rc<RefCell<Shell>>);
 
 impl Poller for ShellPoller {
     fn poll(&mut self, cx: &mut Context) -> Progress {
-        Progress::from_busy(self.0.borrow_mut().poll(cx.now()))
-    }
-
-    fn ready(&mut self, _: u64, _: Ready) {
-        if let Some(ear) = &mut self.0.borrow_mut().ear {
-            ear.rung = true;
+        if self.0.borrow().is_killed() {
+            cx.stop();
+            return Progress::Busy;
         }
+        Progress::from_busy(self.0.borrow_mut().poll(cx.now()))
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -469,6 +517,9 @@ impl Poller for ShellPoller {
 
     fn may_sleep(&mut self, _: &mut Context) -> bool {
         let shell = &mut *self.0.borrow_mut();
+        if shell.is_killed() {
+            return false;
+        }
         if let Some(ear) = &mut shell.ear {
             ear.announce();
         }

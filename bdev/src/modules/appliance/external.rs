@@ -14,7 +14,7 @@
 //! Compare, compare-and-write and copy are never the process's: after a crash a request may be done twice, and these are
 //! not the same twice. They are made of reads and writes instead.
 //!
-//! A reactor watches its lane's eventfd through a poller of its own, which lives as long as the port.
+//! A reactor is woken by its lane's eventfd for as long as the port is open; a poller of its own sees to that.
 
 use std::io;
 use std::path::PathBuf;
@@ -22,14 +22,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use appliance::external::dock::Dock;
 use appliance::external::{Lane, OnDisconnect, ServeOptions, Stop, Target, TargetOptions};
 use appliance::layout::Shape;
 use appliance::request::Body;
 use appliance::{Capabilities, RequestId};
 use futures_channel::oneshot;
 use futures_util::future::BoxFuture;
-use reactor::reactor::WatchId;
-use reactor::{Context, Instant, Poller, PollerId, Progress, Schedule};
+use reactor::park::Source;
+use reactor::{Clock, Context, Instant, Poller, PollerId, Progress, Schedule};
 use serde_json::Value;
 
 use super::port::{Backend, Port, PortCx};
@@ -59,6 +60,25 @@ impl External {
     /// # Errors
     /// [`BdevError::Invalid`] for options that make no sense; [`BdevError::Host`] when the socket cannot be had.
     pub fn start(system: &BdevSystem, bdev: &str, settings: &Settings) -> Result<Arc<External>, BdevError> {
+        External::with(system, bdev, settings, Target::listen)
+    }
+
+    /// As [`External::start`], for a process that is simulated in this one and comes to the dock.
+    ///
+    /// # Errors
+    /// As [`External::start`].
+    pub fn docked(system: &BdevSystem, bdev: &str, settings: &Settings) -> Result<(Arc<External>, Dock), BdevError> {
+        let external = External::with(system, bdev, settings, Target::docked)?;
+        let dock = Dock::of(&external.target).expect("a docked target has a dock");
+        Ok((external, dock))
+    }
+
+    fn with(
+        system: &BdevSystem,
+        bdev: &str,
+        settings: &Settings,
+        target: fn(TargetOptions, Arc<dyn Clock>) -> io::Result<Target>,
+    ) -> Result<Arc<External>, BdevError> {
         let path = settings.handler.strip_prefix(PREFIX).unwrap_or(&settings.handler);
         let (capabilities, io_bytes) = promises(settings)?;
         if settings.workers == 0 {
@@ -86,7 +106,7 @@ impl External {
             unmap_zeroes: capabilities.unmap_zeroes,
             volatile_cache: capabilities.volatile_cache,
         };
-        let target = Target::listen(options, system.platform().clock()).map_err(|error| match error.kind() {
+        let target = target(options, system.platform().clock()).map_err(|error| match error.kind() {
             io::ErrorKind::InvalidInput => BdevError::invalid("handler", &settings.handler, error.to_string()),
             _ => BdevError::host("preparing for the handler's process", error),
         })?;
@@ -156,7 +176,11 @@ impl Backend for External {
         let index = cx.reactor.0;
         let lane = Lane::open(&self.target, index, cx.waker.clone())?;
         let watch = Arc::new(Watched::default());
-        let bell = Bell { target: Arc::clone(&self.target), watched: Arc::clone(&watch), index, watch: None };
+        let Some(source) = self.target.source(index) else {
+            watch.ready.store(true, Ordering::Release);
+            return Ok(Box::new(ExternalPort { lane, watched: watch }));
+        };
+        let bell = Bell { _target: Arc::clone(&self.target), watched: Arc::clone(&watch), source, poller: None };
         if cx.handle.send(Box::new(move |cx: &mut Context| bell.install(cx))).is_err() {
             lane.close(drop);
             return Err(io::Error::other("the reactor's mailbox is full; try again"));
@@ -184,6 +208,11 @@ impl Backend for External {
 
     fn stopped(&self) -> BoxFuture<'static, ()> {
         let target = Arc::clone(&self.target);
+        if Dock::of(&target).is_some() {
+            // There is no thread to wait for.
+            target.close();
+            return Box::pin(std::future::ready(()));
+        }
         let closed = elsewhere("appliance_close", move || {
             target.close();
             Ok(())
@@ -210,18 +239,19 @@ fn elsewhere(name: &str, work: impl FnOnce() -> io::Result<()> + Send + 'static)
 /// What a port and its poller tell each other.
 #[derive(Default)]
 struct Watched {
-    /// The eventfd is watched: the reactor may sleep.
+    /// The eventfd ends sleep: the reactor may sleep.
     ready: AtomicBool,
     /// The port is closed: the poller is to go.
     closed: AtomicBool,
 }
 
-/// Watches the lane's eventfd for as long as the port is open.
+/// Has the lane's eventfd wake the reactor for as long as the port is open.
 struct Bell {
-    target: Arc<Target>,
+    /// The source is its.
+    _target: Arc<Target>,
     watched: Arc<Watched>,
-    index: u32,
-    watch: Option<(PollerId, WatchId)>,
+    source: Source,
+    poller: Option<PollerId>,
 }
 
 impl Bell {
@@ -230,9 +260,9 @@ impl Bell {
             return;
         }
         let poller = cx.reserve_poller();
-        match cx.watch(poller, self.target.source(self.index), 0) {
-            Ok(watch) => {
-                self.watch = Some((poller, watch));
+        match cx.wake_by(self.source) {
+            Ok(()) => {
+                self.poller = Some(poller);
                 self.watched.ready.store(true, Ordering::Release);
                 cx.add_reserved_poller(poller, "appliance bell", Schedule::Active, Box::new(self));
             }
@@ -246,9 +276,9 @@ impl Bell {
 impl Poller for Bell {
     fn poll(&mut self, cx: &mut Context) -> Progress {
         if self.watched.closed.load(Ordering::Acquire)
-            && let Some((poller, watch)) = self.watch.take()
+            && let Some(poller) = self.poller.take()
         {
-            cx.unwatch(watch);
+            cx.unwake_by(self.source);
             cx.remove_poller(poller);
         }
         Progress::Idle

@@ -49,7 +49,7 @@ pub const METHODS: &[Method<BdevSystem>] = &[
         Param::optional(
             "spin_us",
             Kind::U32,
-            "Microseconds that a worker looks for more work before it sleeps; 50 when left out",
+            "Microseconds that a worker looks for more work before it sleeps; 200, as reactors do, when left out",
         ),
         Param::optional(
             "placement",

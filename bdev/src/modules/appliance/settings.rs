@@ -49,7 +49,8 @@ impl Settings {
             workers: 1,
             cores: Vec::new(),
             queue_depth: 256,
-            spin: Duration::from_micros(50),
+            // As reactors: whatever keeps a reactor awake between two requests keeps its workers awake too.
+            spin: Duration::from_micros(200),
             placement: Placement::default(),
             timeout: Some(Duration::from_secs(20)),
             on_disconnect: OnDisconnect::default(),

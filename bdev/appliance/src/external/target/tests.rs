@@ -12,6 +12,7 @@ use super::super::lane::Lane;
 use super::super::memory::Memory as SharedMemory;
 use super::super::process::{ServeOptions, Stop, serve};
 use super::super::ring::{Consumer, Producer, Words};
+use super::super::wire;
 use super::*;
 use crate::handler::{Batch, Capabilities, Handler, Making, Worker, WorkerCx};
 use crate::home::RingHome;
