@@ -72,8 +72,9 @@ def kill_a_side(t, port, moment):
     client = t.guest.start(f"echo $$ >/run/client.pid; exec {connect}")
     t.sh(f"usleep {int(moment * 3e6) + 1000000}; kill -9 $(cat /run/client.pid)")
     client.wait(240, check=False)
-    # Its channels end, if they had begun, and the server goes on.
-    done = bench(t, f"--transport rsocket --connect {ADDRESS}:{port + 10} --bytes {1 << 16} {PATIENT}")
-    t.equal(done["checked_bytes"], 1 << 16, "bytes after a client's death")
+    # Its channels end, if they had begun, and the server goes on. Where everything is emulated, the greeting may take longer
+    # than is allowed for it.
+    again = f"{BENCH} --transport rsocket --connect {ADDRESS}:{port + 10} --bytes {1 << 16} {PATIENT}"
+    t.eventually(f"{again} 2>&1 | tee /run/again; grep -q '{1 << 16} bytes each way' /run/again", 240)
     t.sh(f"kill -9 $(cat /run/listen-{port + 10}.pid)")
     server.wait(240, check=False)
