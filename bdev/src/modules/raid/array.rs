@@ -201,7 +201,7 @@ struct Commit {
     undo: Vec<(usize, u8)>,
     /// The leg that this round calls in sync.
     completing: Option<usize>,
-    /// The same, when its flush has ended well.
+    /// The same, when all others have that in their superblocks.
     completed: Option<usize>,
     /// Legs that get the whole log in this round.
     full: u8,
@@ -490,9 +490,10 @@ impl Array {
             return true;
         }
         let early = matches!(self.commit.step, Step::Suspect | Step::Flush);
-        if early && let Some(completing) = self.commit.completing.take() {
-            // Its flush may be the one that fails.
+        if let Some(completing) = self.commit.completing.take() {
+            // Not all superblocks say so yet: a leg that goes out now could start alone later, and would not know of this one.
             self.sb.legs[completing].state = LegState::Rebuilding;
+            self.rebuild = None;
         }
         let state = self.sb.legs[leg].state;
         if state == LegState::InSync {
@@ -748,7 +749,6 @@ impl Array {
                 // What was to be flushed is.
                 self.commit.undo.clear();
                 self.commit.flush = false;
-                self.commit.completed = self.commit.completing.take().or(self.commit.completed);
                 if self.persist {
                     self.write_log();
                 }
@@ -756,11 +756,12 @@ impl Array {
             Step::Super => {
                 self.commit.supers |= std::mem::take(&mut self.super_changed);
                 self.sb.sequence += u64::from(self.commit.supers);
-                let promoted = self.commit.completed.filter(|_| !self.lacks(Rule::PromotedLast));
+                let promoted = self.commit.completing.filter(|_| !self.lacks(Rule::PromotedLast));
                 self.write_supers(|leg| Some(leg) != promoted);
             }
-            Step::Promoted if !self.lacks(Rule::PromotedLast) => {
-                let promoted = self.commit.completed;
+            Step::Promoted => {
+                self.commit.completed = self.commit.completing.take();
+                let promoted = self.commit.completed.filter(|_| !self.lacks(Rule::PromotedLast));
                 self.write_supers(|leg| Some(leg) == promoted);
             }
             Step::Tell if self.commit.supers => {

@@ -70,6 +70,8 @@ struct Block {
     floor: u64,
     /// What a flush has made sure of.
     durable: u64,
+    /// A write failed, and one leg may have it: until the next that does not, or the next start, either may be read.
+    unsure: bool,
 }
 
 struct World {
@@ -117,7 +119,7 @@ impl World {
         let disk = Disk { data: vec![0; BLOCKS as usize], ..Disk::default() };
         let ids_from = Arc::new(AtomicU64::new(0));
         let array = Array::start(sb, Regions::new(layout), (1 << legs) - 1, true, ids(&ids_from));
-        let blocks = (0..BLOCKS).map(|_| Block { newest: 0, floor: 0, durable: 0 }).collect();
+        let blocks = (0..BLOCKS).map(|_| Block { newest: 0, floor: 0, durable: 0, unsure: false }).collect();
         let mut world = World {
             rng,
             disks: vec![disk; legs],
@@ -225,12 +227,14 @@ impl World {
         let open: Vec<usize> = (0..view.legs.len()).filter(missed).collect();
         if view.offline || in_sync.len() == 1 && open.contains(&in_sync[0]) {
             self.array.uncertain();
+            self.blocks[self.writes[at].lba as usize].unsure = true;
             self.writes.swap_remove(at);
         } else if open.is_empty() {
             let write = self.writes.swap_remove(at);
             if write.done != 0 {
                 let block = &mut self.blocks[write.lba as usize];
                 block.floor = block.floor.max(write.value);
+                block.unsure = false;
             }
         } else {
             for leg in open {
@@ -258,7 +262,7 @@ impl World {
         let block = &mut self.blocks[lba as usize];
         assert!(found >= block.floor, "block {lba} on leg {leg}: read {found} after {}", block.floor);
         assert!(found <= block.newest);
-        if !busy {
+        if !busy && !block.unsure {
             block.floor = found;
         }
     }
@@ -489,6 +493,7 @@ impl World {
             (0..regions.len()).for_each(|region| regions.clear(region, ACTIVE));
         }
         self.array = Array::start(sb, regions, present, true, ids(&self.ids));
+        self.blocks.iter_mut().for_each(|block| block.unsure = false);
         self.begin();
     }
 
@@ -544,6 +549,9 @@ fn run(seed: u64, without: Option<Rule>) {
     }
 }
 
+/// Seeds that found something once.
+const REGRESSIONS: &[u64] = &[658, 866, 3001, 5360];
+
 fn seeds(from: u64, count: u64) -> impl Iterator<Item = u64> {
     let given = std::env::var("RINGSTONE_SEED").ok().and_then(|text| text.parse().ok());
     given.into_iter().chain((from..from + count).filter(move |_| given.is_none()))
@@ -552,7 +560,7 @@ fn seeds(from: u64, count: u64) -> impl Iterator<Item = u64> {
 #[test]
 fn nothing_acknowledged_is_lost() {
     let count = std::env::var("RINGSTONE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(400);
-    for seed in seeds(0, count) {
+    for seed in REGRESSIONS.iter().copied().chain(seeds(0, count)) {
         let note = Note(seed);
         run(seed, None);
         std::mem::forget(note);
@@ -579,7 +587,6 @@ fn every_rule_is_needed() {
         Rule::Settle,
         Rule::Receiving,
         Rule::Lock,
-        Rule::PromotedLast,
         Rule::Revoke,
     ];
     let unneeded: Vec<Rule> = rules
