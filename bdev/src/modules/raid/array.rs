@@ -468,8 +468,9 @@ impl Array {
     pub fn uncertain(&mut self) {
         for leg in 0..self.sb.legs.len() {
             let state = self.sb.legs[leg].state;
-            // Also one that is complete, and of which the reactors are about to be told.
-            let young = state == LegState::InSync && self.view.legs[leg] == Standing::Rebuilding;
+            // Also one that is complete, and of which not all reactors have been told.
+            let untold = self.view.legs[leg] == Standing::Rebuilding || self.commit.completed == Some(leg);
+            let young = state == LegState::InSync && untold;
             if state == LegState::Rebuilding || young {
                 self.put_out(leg, LegState::Out, "a write failed on the leg that it is copied from");
             }

@@ -550,7 +550,7 @@ fn run(seed: u64, without: Option<Rule>) {
 }
 
 /// Seeds that found something once.
-const REGRESSIONS: &[u64] = &[658, 866, 3001, 5360];
+const REGRESSIONS: &[u64] = &[658, 866, 3001, 5360, 54367];
 
 fn seeds(from: u64, count: u64) -> impl Iterator<Item = u64> {
     let given = std::env::var("RINGSTONE_SEED").ok().and_then(|text| text.parse().ok());
