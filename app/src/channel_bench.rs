@@ -106,6 +106,15 @@ fn wires(kind: Kind) -> Result<Box<dyn Wires>, String> {
     }
 }
 
+/// Waits, when it is dropped, for what was dropped before it to be closed.
+struct Closing<'a>(&'a dyn Wires);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.wait_closed();
+    }
+}
+
 /// Byte `at` of the stream that a check sends.
 fn pattern(at: u64) -> u8 {
     (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8
@@ -344,6 +353,7 @@ fn serve(mut listener: ChannelListener, stop: &AtomicBool, patient: bool) -> Res
 fn check(options: &Options, addr: SocketAddr, config: SessionConfig) -> Result<(), String> {
     let kind = *options.transports.first().unwrap_or(&Kind::Tcp);
     let wires = wires(kind)?;
+    let _closing = Closing(&*wires);
     let clock = OsClock::default();
     let began = clock.now();
     let count = u64::from(options.channels);
@@ -448,6 +458,7 @@ fn streams(wires: &dyn Wires, options: &Options) -> Result<Vec<Figures>, String>
     let config =
         SessionConfig { silence: Duration::from_secs(60), handshake: Duration::from_secs(60), ..Default::default() };
     let any = SocketAddr::new(options.address, 0);
+    let _closing = Closing(wires);
     let listener = ChannelListener::listen(wires, any, 16, config).map_err(|e| format!("{}: {e}", options.address))?;
     let addr = listener.local_addr();
     let stop = AtomicBool::new(false);

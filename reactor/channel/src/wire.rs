@@ -74,6 +74,9 @@ pub trait Wires: Send + Sync {
     /// # Errors
     /// When the host refuses, or something that is needed is missing.
     fn listen(&self, addr: SocketAddr, backlog: u32) -> io::Result<Box<dyn WireListener>>;
+    /// Waits until every stream and listener that was dropped is closed, as long as their peers take. A process must do so
+    /// before it ends, or its libraries are taken down under the thread that closes.
+    fn wait_closed(&self) {}
 }
 
 fn ip(address: &Address) -> SocketAddr {
@@ -237,11 +240,6 @@ impl RsocketWires {
         Ok(RsocketWires { closer: Arc::new(Closer::new(MAX_RSOCKETS)?), options })
     }
 
-    /// Waits until every socket of it is closed; that takes as long as their peers do.
-    pub fn wait_closed(&self) {
-        self.closer.wait_idle();
-    }
-
     fn permit(&self) -> io::Result<Permit> {
         let full = || io::Error::other(format!("{MAX_RSOCKETS} rsockets are open or being closed: use fewer channels"));
         self.closer.permit().ok_or_else(full)
@@ -264,6 +262,10 @@ impl Wires for RsocketWires {
         let socket = Rsocket::listen(addr, backlog, &self.options)?;
         let local = socket.local_addr()?;
         Ok(Box::new(RsocketListener { open: Open::new(socket, permit), closer: Arc::clone(&self.closer), local }))
+    }
+
+    fn wait_closed(&self) {
+        self.closer.wait_idle();
     }
 }
 
