@@ -18,6 +18,7 @@
 //! | [`cx`] | what a module is lent while it works |
 //! | [`runtime`] | one reactor's part of the layer |
 //! | [`children`] | I/Os that a device makes of one |
+//! | [`claims`] | which blocks are being changed: what overlaps waits |
 //! | [`spares`] | I/Os for devices that do I/O of their own below themselves |
 //! | [`saga`] | split and emulated operations |
 //! | [`locks`] | range locks and quiescing across reactors |
@@ -27,6 +28,7 @@
 
 pub mod channel;
 pub mod children;
+pub mod claims;
 pub mod cx;
 pub mod io;
 pub mod locks;

@@ -90,7 +90,7 @@ impl Bdev for Raid {
 
     fn open_channel(&self, cx: &mut ChannelCx<'_>) -> io::Result<Box<dyn IoChannel>> {
         let shared = Arc::clone(&self.running.shared);
-        if shared.bdev.get().is_none() {
+        if !shared.has_device() {
             // Its driver would not know of the channel, and so not wait for it.
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the array is being started; try again"));
         }

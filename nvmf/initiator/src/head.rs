@@ -9,11 +9,11 @@ use nvmf::spec::log::AnaState;
 use reactor::Instant;
 use slab::Slab;
 
-use crate::claims::{Claims, Extent};
 use crate::disk::Disk;
 use crate::part::LocalPath;
 use crate::path::PathState;
 use crate::policy::{Candidate, Choice, Memory, Mode, choose};
+use bdev::core::claims::{Claims, Extent};
 
 /// How long a path is not used for a namespace after it has completed a command with a path-related status, unless its
 /// access states change sooner.

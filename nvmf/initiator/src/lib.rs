@@ -13,7 +13,6 @@
 //! | [`home`] | a path's control state machine, on one reactor |
 //! | [`part`] | one reactor's queues, and the I/O on them |
 //! | [`head`] | one reactor's way into one bdev: choice of the path, waiting, holding |
-//! | [`claims`] | which blocks are being changed: what overlaps waits |
 //! | [`policy`] | which path is chosen |
 //! | [`disk`] | the bdev |
 //! | [`scout`] | a discovery controller whose log is followed |
@@ -47,7 +46,6 @@
 //! the controller gives (ANATT).
 #![forbid(unsafe_code)]
 
-pub mod claims;
 pub mod disk;
 pub mod head;
 pub mod home;

@@ -45,7 +45,8 @@ fn outages(world: &World, mut rng: Rng, device: SharedDevice, block_size: u32) -
             system.executor().sleep(Duration::from_nanos(rng.below(3_000_000))).await;
             let Some(running) = control::arrays(&system).get("R") else { continue };
             let Ok(status) = control::status(&running).await else { continue };
-            if status.superblock.legs.iter().any(|leg| leg.state != LegState::InSync) {
+            let in_sync = status.superblock.legs.iter().all(|leg| leg.state == LegState::InSync);
+            if !in_sync || !status.told {
                 continue;
             }
             let leg = LEGS[rng.below(2) as usize];
@@ -59,7 +60,9 @@ fn outages(world: &World, mut rng: Rng, device: SharedDevice, block_size: u32) -
 fn start_loads(world: &mut World, rng: &mut Rng, device: &SharedDevice, config: WorldConfig) {
     let block_size = device.borrow().model.block_size();
     let fits = (config.buffers.bytes() / block_size).max(1) as u64;
-    for n in 0..1 + rng.below(4) as usize {
+    // One client, whose operations overlap: only writes on one reactor have an order.
+    let on = rng.below(config.reactors as u64) as usize;
+    for _ in 0..1 + rng.below(4) {
         let load = LoadConfig {
             operations: 60 + rng.below(200),
             depth: 1 + rng.below(16) as usize,
@@ -67,7 +70,7 @@ fn start_loads(world: &mut World, rng: &mut Rng, device: &SharedDevice, config: 
             aborts: rng.one_in(2),
             ..LoadConfig::default()
         };
-        Load::start(world, n % config.reactors, device, load, rng.next_u64());
+        Load::start(world, on, device, load, rng.next_u64());
     }
 }
 

@@ -20,6 +20,7 @@ use smallvec::SmallVec;
 use super::array::Standing;
 use super::format::MAX_LEGS;
 use super::shared::{Event, Notice, Shared, Table};
+use crate::core::claims::{Claims, Extent};
 use crate::core::spares::Spares;
 use crate::core::{BdevInfo, ChannelCx, ChannelId, Io, IoChannel, IoCx, IoStatus, Op, OpKind};
 
@@ -49,6 +50,8 @@ struct Write {
     done: u8,
     failed: u8,
     status: IoStatus,
+    /// On its blocks, from when it goes to the legs.
+    claim: Option<usize>,
 }
 
 /// See the [module](self).
@@ -60,6 +63,12 @@ pub(super) struct RaidChannel {
     reactor: u32,
     regions: Vec<u8>,
     writes: Slab<Write>,
+    claims: Claims,
+    /// Writes that wait for others that overlap them; whether one of these has ended.
+    behind: VecDeque<usize>,
+    /// Reads of what is being written.
+    readers: VecDeque<Io>,
+    released: bool,
     /// Writes that wait for regions, for I/Os, for a leg to be out.
     waiting: VecDeque<usize>,
     starved: VecDeque<usize>,
@@ -102,6 +111,10 @@ impl RaidChannel {
             bases: SmallVec::new(),
             regions,
             writes: Slab::new(),
+            claims: Claims::default(),
+            behind: VecDeque::new(),
+            readers: VecDeque::new(),
+            released: false,
             waiting: VecDeque::new(),
             starved: VecDeque::new(),
             held: Vec::new(),
@@ -151,6 +164,17 @@ impl RaidChannel {
     }
 
     // ---- reads --------------------------------------------------------------------------------------------------------------
+
+    /// A read of what is being written waits: one leg may have it already, and another not, and no read may find the old after
+    /// the new.
+    fn start_read(&mut self, io: Io, cx: &mut IoCx<'_>) {
+        if self.claims.conflict(&Extent::of(&io)) {
+            return self.readers.push_back(io);
+        }
+        if let Err(io) = self.read(io, 0, cx) {
+            cx.complete(io, IoStatus::Failed);
+        }
+    }
 
     fn read(&mut self, mut io: Io, tried: u8, cx: &mut IoCx<'_>) -> Result<(), Io> {
         let fits = |n: &usize| self.standing(*n) == Standing::InSync && tried & bit(*n) == 0;
@@ -220,9 +244,40 @@ impl RaidChannel {
         true
     }
 
+    /// Two writes of the same blocks are on the legs one after the other, since these might do them in different orders, and would
+    /// differ from then on. That holds for the writes of one reactor.
+    fn claims_its_blocks(&mut self, index: usize) -> bool {
+        let write = &self.writes[index];
+        if write.op == Op::Flush || write.claim.is_some() {
+            return true;
+        }
+        let extent = Extent::of(&write.io);
+        let is_behind = |&other: &usize| Extent::of(&self.writes[other].io).conflicts(&extent);
+        if self.claims.conflict(&extent) || self.behind.iter().any(is_behind) {
+            return false;
+        }
+        self.writes[index].claim = Some(self.claims.add(extent));
+        true
+    }
+
+    /// Starts what waited for writes that have ended.
+    fn start_released(&mut self, cx: &mut IoCx<'_>) {
+        while std::mem::take(&mut self.released) {
+            for io in std::mem::take(&mut self.readers) {
+                self.start_read(io, cx);
+            }
+            for index in std::mem::take(&mut self.behind) {
+                self.start(index, cx);
+            }
+        }
+    }
+
     fn start(&mut self, index: usize, cx: &mut IoCx<'_>) {
         if self.table.view.offline {
             return self.end(index, IoStatus::Failed, cx);
+        }
+        if !self.claims_its_blocks(index) {
+            return self.behind.push_back(index);
         }
         if !self.may_write(index) {
             self.waiting.push_back(index);
@@ -323,7 +378,12 @@ impl RaidChannel {
     }
 
     fn end(&mut self, index: usize, status: IoStatus, cx: &mut IoCx<'_>) {
-        cx.complete(self.writes.remove(index).io, status);
+        let write = self.writes.remove(index);
+        if let Some(claim) = write.claim {
+            self.claims.end(claim);
+            self.released = !self.behind.is_empty() || !self.readers.is_empty();
+        }
+        cx.complete(write.io, status);
     }
 
     // ---- regions ------------------------------------------------------------------------------------------------------------
@@ -366,10 +426,7 @@ impl RaidChannel {
 impl IoChannel for RaidChannel {
     fn submit(&mut self, io: Io, cx: &mut IoCx<'_>) {
         if io.op() == Op::Read {
-            if let Err(io) = self.read(io, 0, cx) {
-                cx.complete(io, IoStatus::Failed);
-            }
-            return;
+            return self.start_read(io, cx);
         }
         // What unmapped blocks read as would be each leg's own; zeroes are the same everywhere.
         let op = match io.op() {
@@ -378,13 +435,18 @@ impl IoChannel for RaidChannel {
         };
         let (lba, blocks) = (io.lba(), io.blocks());
         let status = IoStatus::Success;
-        let index = self.writes.insert(Write { io, op, lba, blocks, unsent: 0, left: 0, done: 0, failed: 0, status });
+        let write = Write { io, op, lba, blocks, unsent: 0, left: 0, done: 0, failed: 0, status, claim: None };
+        let index = self.writes.insert(write);
         self.start(index, cx);
+        self.start_released(cx);
     }
 
     fn completed(&mut self, io: Io, cx: &mut IoCx<'_>) {
         match io.child_mark() {
-            Some(mark) => self.child_done(io, mark, cx),
+            Some(mark) => {
+                self.child_done(io, mark, cx);
+                self.start_released(cx);
+            }
             None => self.read_done(io, cx),
         }
     }
@@ -416,6 +478,7 @@ impl IoChannel for RaidChannel {
         for index in std::mem::take(&mut self.waiting) {
             self.start(index, cx);
         }
+        self.start_released(cx);
         self.ask();
         reactor::Progress::Busy
     }

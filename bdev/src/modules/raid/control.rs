@@ -87,8 +87,7 @@ impl Running {
             return ConfigEntry::new("bdev_raid_start", params);
         }
         let uuid = self.uuid.to_string();
-        let params =
-            json!({ "name": self.name, "raid_level": "raid1", "base_bdevs": legs, "uuid": uuid, "superblock": false });
+        let params = json!({ "name": self.name, "raid_level": "raid1", "base_bdevs": legs, "uuid": uuid });
         ConfigEntry::new("bdev_raid_create", params)
     }
 }
@@ -375,7 +374,7 @@ async fn start(system: &Arc<BdevSystem>, start: Start) -> Result<Arc<BdevInfo>, 
     let device = Arc::new(Raid { running: Arc::clone(&running), geometry });
     match system.register(NewBdev { name: name.clone(), uuid: Some(uuid), aliases: Vec::new(), device }).await {
         Ok(info) => {
-            let _ = shared.bdev.set(Arc::clone(&info));
+            shared.set_device(&info);
             Ok(info)
         }
         Err(error) => {
@@ -899,6 +898,8 @@ pub struct Status {
     pub online: bool,
     /// By leg: its device, and how reactors treat it.
     pub legs: Vec<(Option<Arc<BdevInfo>>, Standing)>,
+    /// Whether all reactors know of that.
+    pub told: bool,
     /// Regions that each leg lacks.
     pub lacking: Vec<usize>,
     /// Regions that count as written.
@@ -923,6 +924,7 @@ pub async fn status(running: &Running) -> Result<Status, BdevError> {
             superblock: array.superblock().clone(),
             online: array.is_online(),
             legs: legs.clone().map(|n| (driver.bdev_of(n).cloned(), array.view().legs[n])).collect(),
+            told: driver.is_told(),
             lacking: legs.map(|n| array.regions().lacking(n).count()).collect(),
             active: (0..array.regions().len()).filter(|&region| array.regions().is_active(region)).count(),
             progress: array.progress(),

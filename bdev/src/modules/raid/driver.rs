@@ -220,6 +220,11 @@ impl Driver {
         leg.is_none_or(|leg| self.array.remove(leg))
     }
 
+    /// Whether all reactors go by the present table.
+    pub(super) fn is_told(&self) -> bool {
+        self.told_left.is_none() && self.array.is_idle()
+    }
+
     /// Whether leg `leg` may be given a device.
     pub(super) fn is_vacant(&self, leg: usize) -> bool {
         self.ports.get(leg).is_none_or(|port| port.base.is_none())
@@ -531,9 +536,9 @@ impl Driver {
             self.array.set_window(self.settings.window_blocks(self.shared.layout.block_size));
             self.effects.extend(self.array.effects());
             let Some(effect) = self.effects.pop_front() else { return any };
-            // A copy waits for its time, and what comes after it does not wait for that.
+            // A copy waits for its time and for the device, whose locks it needs; what comes after it does not wait for that.
             if let Effect::Lock { .. } = effect
-                && self.now < self.paced_until
+                && (self.now < self.paced_until || !self.shared.has_device())
                 && !self.stopping
             {
                 let rest_waits = self.effects.iter().all(|effect| matches!(effect, Effect::Lock { .. }));
@@ -560,7 +565,7 @@ impl Driver {
             Effect::Tell(generation) => self.tell(generation, runtime),
             Effect::Revoke(round) => self.revoke(round, runtime),
             Effect::Grant { to, regions } => {
-                if let Some(bdev) = self.shared.bdev.get() {
+                if let Some(bdev) = self.shared.device() {
                     runtime.send_notice(ReactorId(to), bdev.id(), Box::new(Notice::Grant(regions)), |_| {});
                 }
             }
@@ -572,10 +577,10 @@ impl Driver {
                     self.paced_until = self.now + takes;
                 }
                 let shared = Arc::clone(&self.shared);
-                match self.shared.bdev.get() {
+                match self.shared.device() {
                     Some(bdev) => {
                         let held = Box::new(move || shared.send(Event::Locked));
-                        self.hold = Some(runtime.hold_range(bdev, lba, blocks, held));
+                        self.hold = Some(runtime.hold_range(&bdev, lba, blocks, held));
                     }
                     None => shared.send(Event::Locked),
                 }
@@ -612,7 +617,7 @@ impl Driver {
         self.told_left = Some((generation, reactors));
         for reactor in 0..reactors {
             let shared = Arc::clone(&self.shared);
-            match self.shared.bdev.get() {
+            match self.shared.device() {
                 Some(bdev) => {
                     let notice = Box::new(Notice::Table(Arc::clone(&table)));
                     let then = move |_| shared.send(Event::Told(generation));
@@ -633,7 +638,7 @@ impl Driver {
                     shared.send(Event::Kept { round, held: Vec::new() });
                 }
             };
-            match self.shared.bdev.get() {
+            match self.shared.device() {
                 Some(bdev) => {
                     let notice = Box::new(Notice::Revoke(round));
                     runtime.send_notice(ReactorId(reactor as u32), bdev.id(), notice, absent);
@@ -702,9 +707,17 @@ impl Driver {
         runtime.remove_client(self.client);
         runtime.put_spares(std::mem::take(&mut self.spares));
         cx.remove_poller(self.me);
+        // Legs that are on their way to it are let go of.
+        self.shared.close();
         if let Some(closed) = self.closed.take() {
             let _ = closed.send(());
         }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.shared.close();
     }
 }
 

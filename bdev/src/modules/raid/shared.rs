@@ -1,7 +1,7 @@
 //! What the reactors' channels and the array's driver share.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use reactor::park::Waker;
 
@@ -63,8 +63,8 @@ pub(super) enum Event {
 pub(super) struct Shared {
     pub(super) layout: Layout,
     pub(super) persist: bool,
-    /// The device, once it is registered.
-    pub(super) bdev: OnceLock<Arc<BdevInfo>>,
+    /// The device, once it is registered; it holds this.
+    bdev: OnceLock<Weak<BdevInfo>>,
     table: Mutex<Arc<Table>>,
     inbox: Mutex<Inbox>,
     waker: OnceLock<Waker>,
@@ -75,6 +75,8 @@ struct Inbox {
     events: VecDeque<Event>,
     repairs: usize,
     uncertain: bool,
+    /// Nobody takes events any more.
+    closed: bool,
 }
 
 /// Repairs that may wait for the driver.
@@ -90,6 +92,25 @@ impl Shared {
             inbox: Mutex::default(),
             waker: OnceLock::new(),
         })
+    }
+
+    /// The device has been registered.
+    pub(super) fn set_device(&self, bdev: &Arc<BdevInfo>) {
+        let _ = self.bdev.set(Arc::downgrade(bdev));
+        // Copying waits for it.
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
+    }
+
+    /// Whether the device has been registered: before that nobody has a channel.
+    pub(super) fn has_device(&self) -> bool {
+        self.bdev.get().is_some()
+    }
+
+    /// The device, while it is there.
+    pub(super) fn device(&self) -> Option<Arc<BdevInfo>> {
+        self.bdev.get()?.upgrade()
     }
 
     pub(super) fn set_waker(&self, waker: Waker) {
@@ -111,6 +132,11 @@ impl Shared {
     /// From any thread; never on the path of a read or write that goes well.
     pub(super) fn send(&self, event: Event) {
         let mut inbox = self.inbox();
+        if inbox.closed {
+            // Whoever waits for it hears so when it is dropped, which may lead back here.
+            drop(inbox);
+            return drop(event);
+        }
         match event {
             Event::Repair { .. } if inbox.repairs == MAX_REPAIRS => return,
             Event::Repair { .. } => inbox.repairs += 1,
@@ -127,6 +153,15 @@ impl Shared {
 
     pub(super) fn take(&self) -> VecDeque<Event> {
         std::mem::take(&mut *self.inbox()).events
+    }
+
+    /// The driver is gone: what it was told and has not seen is dropped, and so is what comes later.
+    pub(super) fn close(&self) {
+        let mut inbox = self.inbox();
+        inbox.closed = true;
+        let left = std::mem::take(&mut inbox.events);
+        drop(inbox);
+        drop(left);
     }
 
     pub(super) fn is_quiet(&self) -> bool {

@@ -2,12 +2,14 @@
 //! or wait to be sent again.
 //!
 //! A command that may be sent twice must not have another one between its two executions that changes the same blocks: what
-//! was acknowledged, and read, would change back. So what overlaps a claim and writes, or reads as the source of a copy what
+//! was acknowledged, and read, would change back. Nor may two that overlap be outstanding on the legs of a mirror, which may
+//! execute them in different orders and would differ from then on. So what overlaps a claim and writes, or reads as the source of a copy what
 //! is being written, waits. Nearly nothing ever does, and is to be found out cheaply: blocks are hashed to counters, and only
 //! where these say so the claims are looked through.
 
-use bdev::core::{Io, Op};
 use slab::Slab;
+
+use super::{Io, Op};
 
 /// Counters; a power of two.
 const COUNTERS: usize = 4096;
@@ -55,7 +57,7 @@ impl Extent {
     }
 }
 
-/// The claims of one head.
+/// The claims of one reactor on one device.
 pub struct Claims {
     extents: Slab<Extent>,
     /// Claims on blocks of each hash. There are no more claims than I/Os, whose number fits.
