@@ -586,6 +586,17 @@ impl<D: Device> Engine<D> {
             }
             _ => {}
         }
+        match self.work(cx, now) {
+            // The one with the controller has left already, and taken the queues of the others with it.
+            Err(_) if self.phase == Phase::Parting && self.crew.are_done() => {
+                self.finish(cx);
+                Ok(true)
+            }
+            other => other,
+        }
+    }
+
+    fn work(&mut self, cx: &mut Context, now: Instant) -> Result<bool, String> {
         let mut busy = self.device.tend(cx)?;
         self.next_phase(cx, now)?;
         if self.phase != Phase::Over {
