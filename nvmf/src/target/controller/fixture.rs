@@ -57,7 +57,7 @@ struct NoTasks;
 
 impl Executor for NoTasks {
     fn spawn(&self, _: BoxFuture<'static, ()>) {
-        panic!("registering a device starts no task");
+        // Nobody examines what has no channels.
     }
     fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
         panic!("registering a device does not wait");
