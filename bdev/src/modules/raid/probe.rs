@@ -39,7 +39,7 @@ impl<F: FnOnce(IoStatus, Buffers) + 'static> Poller for OneRead<F> {
 /// Reads `blocks` blocks from `lba` of a device, on the first reactor. It is not counted in the device's statistics.
 ///
 /// # Errors
-/// As opening a channel; [`BdevError::Host`] when the read fails.
+/// As opening a channel; [`BdevError::Host`] when the read fails; [`BdevError::Stopping`] without a reactor.
 pub(super) async fn read(
     system: &BdevSystem,
     bdev: &Arc<BdevInfo>,
@@ -48,7 +48,8 @@ pub(super) async fn read(
 ) -> Result<Buffers, BdevError> {
     let info = Arc::clone(bdev);
     let bytes = blocks as usize * bdev.device().geometry().block_size as usize;
-    let read = system.reactors()[0].call_deferred(move |cx, reply| {
+    let reactor = system.reactors().first().ok_or(BdevError::Stopping)?;
+    let read = reactor.call_deferred(move |cx, reply| {
         let runtime = IoRuntime::of(cx);
         let mut inner = runtime.borrow_mut();
         let channel = match inner.get_channel(&info) {
