@@ -27,151 +27,19 @@ use uuid::Uuid;
 use super::format::{Layout, Leg, LegState, MAX_LEGS, Superblock};
 use super::regions::{ACTIVE, Regions};
 
+mod copies;
+mod words;
+
+pub use words::{CopyEnd, Effect, Meta, Progress, Rule, Standing, View};
+
 /// Repairs that may wait; a read that finds the same place bad asks again.
 const MAX_REPAIRS: usize = 64;
 /// Regions copied before that is made durable.
 const CHECKPOINT: usize = 64;
 
-/// How reactors treat a leg.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// Reads and writes.
-    InSync,
-    /// Writes.
-    Rebuilding,
-    /// Nothing, and nothing that it has not got is acknowledged.
-    Suspect,
-    /// Nothing.
-    Out,
-}
-
-/// What reactors are told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
-    /// Grows.
-    pub generation: u64,
-    /// By leg.
-    pub legs: Vec<Standing>,
-    /// Everything fails.
-    pub offline: bool,
-}
-
-/// What is written to a leg besides data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meta {
-    /// A flush.
-    Flush,
-    /// A block of the log.
-    Log,
-    /// A superblock.
-    Super,
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Write durably (or flush); then [`Array::meta_done`].
-    Meta {
-        /// To be given back.
-        op: u64,
-        /// To which leg.
-        leg: usize,
-        /// What.
-        what: Meta,
-        /// First block, on the leg.
-        lba: u64,
-        /// Whole units; none for a flush.
-        bytes: Vec<u8>,
-    },
-    /// Bring [`Array::view`] to all reactors; then [`Array::told`].
-    Tell(u64),
-    /// Ask all reactors to give back regions that they do not use; then [`Array::revoked`].
-    Revoke(u64),
-    /// A reactor may write these regions.
-    Grant {
-        /// The reactor.
-        to: u32,
-        /// The regions.
-        regions: Vec<usize>,
-    },
-    /// Keep writes out of these blocks of the array; then [`Array::locked`].
-    Lock {
-        /// First block.
-        lba: u64,
-        /// Blocks.
-        blocks: u64,
-    },
-    /// The opposite.
-    Unlock,
-    /// Copy blocks of the array from one leg to another; then [`Array::copied`].
-    Copy {
-        /// From this leg.
-        from: usize,
-        /// To this.
-        to: usize,
-        /// First block.
-        lba: u64,
-        /// Blocks.
-        blocks: u64,
-    },
-    /// A leg has changed its state: for the log.
-    Note {
-        /// Which.
-        leg: usize,
-        /// What happened.
-        text: String,
-    },
-}
-
-/// The rules that hold data together, for tests that take one out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rule {
-    /// A leg that is out is out in all superblocks before anything depends on it.
-    DurableBeforeOut,
-    /// No reactor reads from a leg of which another acknowledges less.
-    SuspectFirst,
-    /// A region's bit is durable before it is written.
-    MarkFirst,
-    /// What was written when the array ended is copied.
-    Resync,
-    /// Bits are cleared behind a flush.
-    FlushBeforeClear,
-    /// Regions that are written when a leg goes out are lacking on it.
-    Settle,
-    /// A leg lacks what is written before every reactor writes to it.
-    Receiving,
-    /// Nobody writes where something is copied.
-    Lock,
-    /// A leg calls itself in sync only when all others do.
-    PromotedLast,
-    /// Regions in use keep their bits.
-    Revoke,
-}
-
-/// How a copy ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CopyEnd {
-    /// Well.
-    Done,
-    /// It could not be read.
-    Source,
-    /// It could not be written.
-    Target,
-}
-
-/// A copy of what a leg lacks, as RPCs show it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// To which leg.
-    pub target: usize,
-    /// Blocks that are copied.
-    pub done: u64,
-    /// Blocks that were to be.
-    pub total: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Step {
+    #[default]
     Idle,
     Suspect,
     Flush,
@@ -182,7 +50,7 @@ enum Step {
     Tell,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Commit {
     step: Step,
     /// Operations that are out: which and on which leg.
@@ -279,6 +147,47 @@ fn bit(leg: usize) -> u8 {
     1 << leg
 }
 
+/// What each leg is from now on, in the superblock and in the log: those that are there and have everything are in sync, where
+/// what may differ has one source only. Returns legs that get the whole log.
+fn take_stock(sb: &mut Superblock, regions: &mut Regions, present: u8, draw: &mut dyn FnMut() -> Uuid) -> u8 {
+    let unclean = regions.any_active();
+    let mut source = None;
+    let mut fewer = false;
+    let event = sb.events + 1;
+    let mut log_full = 0;
+    for (n, leg) in sb.legs.iter_mut().enumerate() {
+        let here = present & bit(n) != 0;
+        let to = match leg.state {
+            LegState::InSync if here && (source.is_none() || !unclean) => {
+                source = source.or(Some(n));
+                LegState::InSync
+            }
+            LegState::Empty => LegState::Empty,
+            _ if here => LegState::Rebuilding,
+            _ => LegState::Out,
+        };
+        fewer |= leg.state == LegState::InSync && to != LegState::InSync;
+        if to != LegState::InSync {
+            regions.settle(bit(n));
+            log_full |= if to == LegState::Rebuilding { bit(n) } else { 0 };
+        }
+        if leg.state != to {
+            (leg.state, leg.since) = (to, event);
+        }
+    }
+    if fewer {
+        let id = draw();
+        sb.begin_epoch(id);
+    }
+    sb.events = event;
+    for n in 0..sb.legs.len() {
+        if sb.legs[n].state == LegState::InSync {
+            regions.lack_none(bit(n));
+        }
+    }
+    log_full
+}
+
 impl Array {
     /// An array as its superblock says, with the log that its legs in sync have together. `present`: legs that are there. What may
     /// have been written when it ended is copied from one of them to the others. Legs in sync that are not there are left behind.
@@ -290,41 +199,7 @@ impl Array {
         draw: Box<dyn FnMut() -> Uuid + Send>,
     ) -> Array {
         let mut draw = draw;
-        let unclean = regions.any_active();
-        let mut source = None;
-        let mut fewer = false;
-        let event = sb.events + 1;
-        let mut log_full = 0;
-        for (n, leg) in sb.legs.iter_mut().enumerate() {
-            let here = present & bit(n) != 0;
-            let to = match leg.state {
-                LegState::InSync if here && (source.is_none() || !unclean) => {
-                    source = source.or(Some(n));
-                    LegState::InSync
-                }
-                LegState::Empty => LegState::Empty,
-                _ if here => LegState::Rebuilding,
-                _ => LegState::Out,
-            };
-            fewer |= leg.state == LegState::InSync && to != LegState::InSync;
-            if to != LegState::InSync {
-                regions.settle(bit(n));
-                log_full |= if to == LegState::Rebuilding { bit(n) } else { 0 };
-            }
-            if leg.state != to {
-                (leg.state, leg.since) = (to, event);
-            }
-        }
-        if fewer {
-            let id = draw();
-            sb.begin_epoch(id);
-        }
-        sb.events = event;
-        for n in 0..sb.legs.len() {
-            if sb.legs[n].state == LegState::InSync {
-                regions.lack_none(bit(n));
-            }
-        }
+        let log_full = take_stock(&mut sb, &mut regions, present, &mut draw);
         let legs = vec![Standing::Out; sb.legs.len()];
         let count = regions.len();
         let durable = (0..count).map(|region| regions.is_active(region)).collect();
@@ -336,22 +211,7 @@ impl Array {
             view: View { generation: 0, legs, offline: true },
             effects: Vec::new(),
             next_op: 0,
-            commit: Commit {
-                step: Step::Idle,
-                out: Vec::new(),
-                telling: None,
-                grants: Vec::new(),
-                blocks: Vec::new(),
-                flush: false,
-                supers: false,
-                again: false,
-                broken: false,
-                undo: Vec::new(),
-                completing: None,
-                completed: None,
-                full: 0,
-                recount: true,
-            },
+            commit: Commit { recount: true, ..Commit::default() },
             super_changed: true,
             log_full: log_full | present,
             marks: Vec::new(),
@@ -867,127 +727,7 @@ impl Array {
         self.effects
             .push(Effect::Note { leg: all, text: "no leg in sync can be written: the array is offline".into() });
     }
-
-    // ---- copies -----------------------------------------------------------------------------------------------------------------
-
-    /// A leg could not be read here, and another could.
-    pub fn repair(&mut self, leg: usize, lba: u64, blocks: u64) {
-        let known = self.repairs.iter().any(|one| *one == (leg, lba, blocks));
-        if self.sb.legs[leg].state == LegState::InSync && !known && self.repairs.len() < MAX_REPAIRS {
-            self.repairs.push_back((leg, lba, blocks));
-        }
-    }
-
-    fn source_for(&self, target: usize, bad: u8) -> Option<usize> {
-        let fits = |leg: &usize| {
-            *leg != target && self.view.legs[*leg] == Standing::InSync && self.sb.legs[*leg].state == LegState::InSync
-        };
-        (0..self.sb.legs.len()).filter(fits).find(|leg| bad & bit(*leg) == 0)
-    }
-
-    fn drive_copies(&mut self) {
-        if self.job.is_some() || self.view.offline || self.stopping {
-            return;
-        }
-        while let Some((to, lba, blocks)) = self.repairs.pop_front() {
-            if let Some(from) = self.source_for(to, 0) {
-                return self.lock(Job { from, to, lba, blocks, ends: None, repair: true, state: JobState::Locking });
-            }
-        }
-        if self.rebuild.is_none() {
-            self.begin_rebuild();
-        }
-        let Some(rebuild) = &self.rebuild else { return };
-        let Some(&region) = rebuild.todo.front() else {
-            // All is copied; once that is durable the leg is in sync.
-            self.checkpoint |= self.regions.lacking(rebuild.target).next().is_some();
-            self.super_changed = true;
-            return;
-        };
-        let target = rebuild.target;
-        let Some(from) = self.source_for(target, rebuild.bad_sources) else {
-            self.leg_failed(target, "what it lacks cannot be read from any leg in sync");
-            return;
-        };
-        let (first, blocks) = self.sb.layout.range_of(region);
-        let (lba, left) = (first + rebuild.within, blocks - rebuild.within);
-        let count = left.min(self.window);
-        let ends = (count == left).then_some(region);
-        self.lock(Job { from, to: target, lba, blocks: count, ends, repair: false, state: JobState::Locking });
-    }
-
-    fn begin_rebuild(&mut self) {
-        let ready = |leg: &usize| {
-            self.view.legs[*leg] == Standing::Rebuilding
-                && self.sb.legs[*leg].state == LegState::Rebuilding
-                && self.receiving & bit(*leg) != 0
-        };
-        let Some(target) = (0..self.sb.legs.len()).find(ready) else { return };
-        let todo: VecDeque<usize> = self.regions.lacking(target).collect();
-        let total = todo.iter().map(|&region| self.sb.layout.range_of(region).1).sum();
-        let progress = Progress { target, done: 0, total };
-        self.rebuild = Some(Rebuild { target, todo, within: 0, progress, bad_sources: 0 });
-    }
-
-    fn lock(&mut self, job: Job) {
-        self.effects.push(Effect::Lock { lba: job.lba, blocks: job.blocks });
-        self.job = Some(job);
-    }
-
-    /// Writes are kept out of the blocks of [`Effect::Lock`].
-    pub fn locked(&mut self) {
-        let Some(job) = self.job.as_mut() else { return };
-        let from_is_well = self.sb.legs[job.from].state == LegState::InSync;
-        if job.to == usize::MAX || !from_is_well || self.view.offline || self.stopping {
-            self.job = None;
-            self.effects.push(Effect::Unlock);
-            return;
-        }
-        job.state = JobState::Copying;
-        self.effects.push(Effect::Copy { from: job.from, to: job.to, lba: job.lba, blocks: job.blocks });
-    }
-
-    /// The copy of [`Effect::Copy`] has ended.
-    pub fn copied(&mut self, end: CopyEnd) {
-        let Some(job) = self.job.take() else { return };
-        self.effects.push(Effect::Unlock);
-        if job.state == JobState::Void {
-            return;
-        }
-        match end {
-            CopyEnd::Target => {
-                self.leg_failed(job.to, "what it lacks cannot be written to it");
-            }
-            CopyEnd::Source if job.repair => {}
-            CopyEnd::Source => {
-                if let Some(rebuild) = self.rebuild.as_mut() {
-                    rebuild.bad_sources |= bit(job.from);
-                }
-            }
-            CopyEnd::Done if job.repair => {}
-            // The source was put out meanwhile: what was read from it may have been overtaken elsewhere.
-            CopyEnd::Done if self.sb.legs[job.from].state != LegState::InSync => {}
-            CopyEnd::Done => self.advance(&job),
-        }
-    }
-
-    fn advance(&mut self, job: &Job) {
-        let Some(rebuild) = self.rebuild.as_mut() else { return };
-        rebuild.progress.done += job.blocks;
-        match job.ends {
-            None => rebuild.within += job.blocks,
-            Some(region) => {
-                rebuild.todo.pop_front();
-                rebuild.within = 0;
-                self.copied.push((job.to, region));
-                self.checkpoint |= self.copied.len() >= CHECKPOINT;
-            }
-        }
-    }
 }
-
-#[cfg(test)]
-mod tests;
 
 impl std::fmt::Debug for Array {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -996,3 +736,6 @@ impl std::fmt::Debug for Array {
         all.field("job", &self.job).field("rebuild", &self.rebuild).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

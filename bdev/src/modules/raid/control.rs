@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_channel::oneshot;
@@ -11,16 +11,23 @@ use schema::ConfigEntry;
 use serde_json::json;
 use uuid::Uuid;
 
+use super::Raid;
 use super::array::{Array, Progress, Standing, View};
-use super::assembly::{self, Role, Verdict};
 use super::driver::{Driver, Parts};
-use super::format::{DATA_OFFSET, Layout, Leg, LegState, MAX_LEGS, MAX_NAME, SUPER_BYTES, Superblock};
+use super::format::{Layout, Leg, LegState, MAX_LEGS, MAX_NAME, Superblock};
 use super::regions::Regions;
 use super::settings::Settings;
 use super::shared::{Event, Shared, Table};
-use super::{PRODUCT, Raid, probe};
-use crate::core::{BdevError, BdevEvent, BdevInfo, BdevSystem, Geometry, NewBdev, OpKind};
-use crate::modules::layer::{self, Base};
+use crate::core::{BdevError, BdevInfo, BdevSystem, Geometry, NewBdev};
+
+mod assemble;
+mod legs;
+
+pub use assemble::order;
+pub use legs::{add_leg, remove_leg};
+
+use assemble::assemble;
+use legs::{Claimed, check_leg, claim, come_back, common_geometry, superblock_of};
 
 /// How long an array may take to begin or to end before the caller is told that it goes on by itself.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -199,102 +206,6 @@ impl Arrays {
 
 // ---- legs -----------------------------------------------------------------------------------------------------------------------
 
-/// What tells the array of its legs' events, from before it is there.
-#[derive(Default)]
-struct Hook {
-    shared: OnceLock<Arc<Shared>>,
-    bdev: OnceLock<Arc<BdevInfo>>,
-}
-
-impl Hook {
-    fn removing(&self) {
-        if let (Some(shared), Some(bdev)) = (self.shared.get(), self.bdev.get()) {
-            shared.send(Event::Gone(Arc::clone(bdev)));
-        }
-    }
-}
-
-struct Claimed {
-    base: Base,
-    hook: Arc<Hook>,
-}
-
-fn claim(system: &Arc<BdevSystem>, raid: &str, leg: &str) -> Result<Claimed, BdevError> {
-    let hook = Arc::new(Hook::default());
-    let told = Arc::downgrade(&hook);
-    let on_event = move |event| {
-        // The size of the array stays as it is when a leg changes its own.
-        if event == BdevEvent::Removing
-            && let Some(hook) = Weak::upgrade(&told)
-        {
-            hook.removing();
-        }
-    };
-    // The closure is all that others keep of it, so the hook lives as long as somebody may be told.
-    let keep = Arc::clone(&hook);
-    let on_event = move |event| {
-        let _ = &keep;
-        on_event(event);
-    };
-    let base = layer::claim_with(system, &format!("{PRODUCT} '{raid}'"), leg, Arc::new(on_event))?;
-    let _ = hook.bdev.set(Arc::clone(base.bdev()));
-    Ok(Claimed { base, hook })
-}
-
-impl Claimed {
-    /// Whom to tell from now on.
-    fn connect(&self, shared: &Arc<Shared>) {
-        let _ = self.hook.shared.set(Arc::clone(shared));
-        if self.base.bdev().is_removing() {
-            self.hook.removing();
-        }
-    }
-}
-
-/// The superblock on a device, if it has one.
-async fn superblock_of(system: &BdevSystem, bdev: &Arc<BdevInfo>) -> Result<Option<Superblock>, String> {
-    let geometry = bdev.device().geometry();
-    if geometry.bytes() <= DATA_OFFSET || bdev.is_removing() {
-        return Ok(None);
-    }
-    let unit = (geometry.block_size as usize).max(SUPER_BYTES);
-    let blocks = 2 * unit as u64 / u64::from(geometry.block_size);
-    let bytes = probe::read(system, bdev, 0, blocks).await.map_err(|error| error.to_string())?.to_vec();
-    let found = Superblock::newer(&bytes[..unit], &bytes[unit..])?;
-    Ok(match found {
-        Some(found) if found.layout.block_size != geometry.block_size => {
-            return Err(format!("a raid superblock for blocks of {} bytes", found.layout.block_size));
-        }
-        Some(found) if !geometry.contains(found.layout.data_offset, found.layout.num_blocks) => {
-            return Err("a raid superblock of a larger leg".to_string());
-        }
-        found => found,
-    })
-}
-
-/// Geometry that all legs can serve.
-fn common_geometry(layout: &Layout, legs: &[Arc<BdevInfo>]) -> Geometry {
-    let mut geometry = Geometry::new(layout.block_size, layout.num_blocks);
-    for leg in legs.iter().map(|leg| leg.device().geometry()) {
-        geometry.physical_block_size = geometry.physical_block_size.max(leg.physical_block_size);
-        geometry.volatile_cache |= leg.volatile_cache;
-        geometry.optimal_io_boundary = geometry.optimal_io_boundary.max(leg.optimal_io_boundary);
-    }
-    if geometry.optimal_io_boundary != 0 && !layout.data_offset.is_multiple_of(geometry.optimal_io_boundary.into()) {
-        geometry.optimal_io_boundary = 0;
-    }
-    // Unmapped blocks are zeroes on every leg, so that all legs read the same.
-    geometry.unmap_zeroes = true;
-    geometry
-}
-
-fn check_leg(leg: &BdevInfo) -> Result<(), BdevError> {
-    if !leg.supports(OpKind::Write) || leg.device().geometry().read_only {
-        return Err(BdevError::invalid("base_bdevs", leg.name(), "it is read-only, and every leg is written"));
-    }
-    Ok(())
-}
-
 // ---- starting -------------------------------------------------------------------------------------------------------------------
 
 struct Start {
@@ -319,15 +230,6 @@ async fn start(system: &Arc<BdevSystem>, start: Start) -> Result<Arc<BdevInfo>, 
     legs.iter().flatten().for_each(|leg| leg.connect(&shared));
     let (begun, has_begun) = oneshot::channel();
     let (closed, has_closed) = oneshot::channel();
-    let lost_in = Arc::downgrade(system);
-    let lost_name = name.clone();
-    let on_lost = Arc::new(move || {
-        if let Some(system) = lost_in.upgrade() {
-            let name = lost_name.clone();
-            let task = Arc::clone(&system);
-            system.executor().spawn(Box::pin(async move { lose(&task, &name).await }));
-        }
-    });
     let parts = Parts {
         name: name.as_str().into(),
         array,
@@ -336,7 +238,7 @@ async fn start(system: &Arc<BdevSystem>, start: Start) -> Result<Arc<BdevInfo>, 
         bases: legs.into_iter().map(|leg| leg.map(|leg| leg.base)).collect(),
         begun,
         closed,
-        on_lost,
+        on_lost: losing(system, &name),
     };
     let spread = name.bytes().fold(0usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     let reactors = system.reactors();
@@ -363,13 +265,7 @@ async fn start(system: &Arc<BdevSystem>, start: Start) -> Result<Arc<BdevInfo>, 
         Err(_) => return Err(BdevError::Stopping),
     }
     locked(&arrays.running).push(Arc::clone(&running));
-    let (forgetting, of) = (Arc::downgrade(&arrays), Arc::clone(&running));
-    system.executor().spawn(Box::pin(async move {
-        ended(&of).await;
-        if let Some(arrays) = forgetting.upgrade() {
-            locked(&arrays.running).retain(|one| !Arc::ptr_eq(one, &of));
-        }
-    }));
+    forget_at_the_end(system, &arrays, &running);
     arrays.forget(&name);
     let device = Arc::new(Raid { running: Arc::clone(&running), geometry });
     match system.register(NewBdev { name: name.clone(), uuid: Some(uuid), aliases: Vec::new(), device }).await {
@@ -383,6 +279,28 @@ async fn start(system: &Arc<BdevSystem>, start: Start) -> Result<Arc<BdevInfo>, 
             Err(error)
         }
     }
+}
+
+/// What is called when the last leg of an array is being removed.
+fn losing(system: &Arc<BdevSystem>, name: &str) -> Arc<dyn Fn() + Send + Sync> {
+    let (system, name) = (Arc::downgrade(system), name.to_string());
+    Arc::new(move || {
+        if let Some(system) = system.upgrade() {
+            let (name, task) = (name.clone(), Arc::clone(&system));
+            system.executor().spawn(Box::pin(async move { lose(&task, &name).await }));
+        }
+    })
+}
+
+/// The array is one that runs until it has let go of its legs.
+fn forget_at_the_end(system: &Arc<BdevSystem>, arrays: &Arc<Arrays>, running: &Arc<Running>) {
+    let (arrays, running) = (Arc::downgrade(arrays), Arc::clone(running));
+    system.executor().spawn(Box::pin(async move {
+        ended(&running).await;
+        if let Some(arrays) = arrays.upgrade() {
+            locked(&arrays.running).retain(|one| !Arc::ptr_eq(one, &running));
+        }
+    }));
 }
 
 /// An array of that name whose device was removed lets go of its legs first.
@@ -599,188 +517,8 @@ pub(super) async fn examine(system: Arc<BdevSystem>, bdev: Arc<BdevInfo>) {
     drop(turn);
 }
 
-/// A leg of an array that runs has turned up.
-async fn come_back(
-    system: &Arc<BdevSystem>,
-    running: &Arc<Running>,
-    bdev: &str,
-    found: Superblock,
-) -> Result<(), BdevError> {
-    if running.leg_names().iter().any(|leg| leg == bdev) {
-        return Ok(());
-    }
-    let claimed = claim(system, &running.name, bdev)?;
-    // Others may have written to it until now.
-    let now = superblock_of(system, claimed.base.bdev()).await;
-    if now.as_ref().ok().and_then(Option::as_ref) != Some(&found) {
-        return Err(refusal(bdev, "its superblock has changed meanwhile"));
-    }
-    claimed.connect(&running.shared);
-    let Claimed { base, hook } = claimed;
-    let done = ask(&running.shared, move |driver, runtime| {
-        // The hook has to live as long as the claim does.
-        let _ = &hook;
-        let leg = found.me;
-        if !driver.is_vacant(leg) {
-            return Err("its place is taken".to_string());
-        }
-        driver.attach(leg, base, runtime).map_err(|error| error.to_string())?;
-        let taken = driver.take_back(leg, &found);
-        if taken.is_err() {
-            driver.detach(leg, runtime);
-        }
-        taken
-    })
-    .await?;
-    done.map_err(|why| refusal(bdev, &why))
-}
-
 fn refusal(what: &str, why: &str) -> BdevError {
     BdevError::invalid("base_bdevs", what, why.to_string())
-}
-
-/// Starts the array `uuid` from those of `names` that are its legs.
-async fn assemble(system: &Arc<BdevSystem>, uuid: Uuid, names: &[String], force: bool) -> Result<(), BdevError> {
-    let mut found: Vec<(Arc<BdevInfo>, Superblock)> = Vec::new();
-    for name in names {
-        let Ok(bdev) = system.get(name) else { continue };
-        // What somebody has built on is not a leg itself, but perhaps what is built there.
-        if system.claim_state(&bdev).kind.is_some() {
-            continue;
-        }
-        if let Ok(Some(one)) = superblock_of(system, &bdev).await
-            && one.array == uuid
-        {
-            found.push((bdev, one));
-        }
-    }
-    if found.is_empty() {
-        return Err(refusal(&names.join(", "), "none of these has a superblock of the array"));
-    }
-    let blocks: Vec<Superblock> = found.iter().map(|(_, one)| one.clone()).collect();
-    let name_of = |n: usize| found[n].0.name();
-    let (newest, roles) = match assembly::assemble(&blocks, force) {
-        Verdict::Start { newest, roles } => (newest, roles),
-        Verdict::Wait { newest, missing } => {
-            let why = format!(
-                "leg {missing:?} is not there, which has everything according to '{}' (event {}) and might know more; when \
-                 it is lost and no other server has the array, start without it: bdev_raid_start with force",
-                name_of(newest),
-                blocks[newest].events
-            );
-            return Err(refusal(&names.join(", "), &why));
-        }
-        Verdict::Diverged { newest, other } => {
-            let why = format!(
-                "'{}' (event {}, epoch {}) and '{}' (event {}, epoch {}) have each gone on without the other; choose one: \
-                 bdev_raid_start with base_bdevs that names it and force, then wipe the first MiB of the other and add it with \
-                 bdev_raid_add_base_bdev, which copies everything to it",
-                name_of(newest),
-                blocks[newest].events,
-                blocks[newest].epoch,
-                name_of(other),
-                blocks[other].events,
-                blocks[other].epoch,
-            );
-            tracing::error!(raid = blocks[newest].name, "{why}");
-            return Err(refusal(&names.join(", "), &why));
-        }
-        Verdict::NothingInSync { newest } => {
-            let why = format!("no leg that has everything is among them, according to '{}'", name_of(newest));
-            return Err(refusal(&names.join(", "), &why));
-        }
-    };
-    let sequence = blocks.iter().map(|one| one.sequence).max().expect("something was found");
-    let sb = Superblock { sequence, ..blocks[newest].clone() };
-    let mut legs: Vec<Option<Claimed>> = sb.legs.iter().map(|_| None).collect();
-    let mut regions = Regions::new(sb.layout);
-    let mut present = 0;
-    for ((bdev, one), role) in found.iter().zip(&roles) {
-        if *role == Role::Stranger {
-            tracing::warn!(raid = sb.name, bdev = bdev.name(), "is no leg of this array any more");
-            continue;
-        }
-        let claimed = match claim(system, &sb.name, bdev.name()) {
-            Ok(claimed) => claimed,
-            Err(error) if *role == Role::InSync => return Err(error),
-            Err(_) => continue,
-        };
-        if *role == Role::InSync {
-            read_log(system, bdev, &sb, &mut regions).await?;
-        }
-        present |= 1 << one.me;
-        legs[one.me] = Some(claimed);
-    }
-    let (name, uuid) = (sb.name.clone(), sb.array);
-    let array = Array::start(sb, regions, present, true, drawing(system));
-    start(system, Start { name, uuid, array, persist: true, legs }).await.map(drop)
-}
-
-async fn read_log(
-    system: &BdevSystem,
-    bdev: &Arc<BdevInfo>,
-    sb: &Superblock,
-    regions: &mut Regions,
-) -> Result<(), BdevError> {
-    for index in 0..sb.layout.log_blocks() {
-        let block = probe::read(system, bdev, sb.layout.log_lba(index), sb.layout.unit_blocks()).await?.to_vec();
-        if !regions.add(sb.array, index, &block) {
-            tracing::warn!(
-                raid = sb.name,
-                bdev = bdev.name(),
-                index,
-                "a block of the log is damaged: all of its regions are copied"
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Starts an array that has superblocks, by name or UUID, from the legs that are known or named. `false`: it waits for more.
-///
-/// # Errors
-/// In words, why it cannot be started, when it is to be (`force`).
-pub async fn order(
-    system: &Arc<BdevSystem>,
-    name: &str,
-    legs: Option<Vec<String>>,
-    force: bool,
-) -> Result<bool, BdevError> {
-    let arrays = arrays(system);
-    let turn = arrays.turn.lock().await;
-    let_end(system, &arrays, name).await;
-    if arrays.get(name).is_some() {
-        return if force { Err(BdevError::Exists { name: name.to_string() }) } else { Ok(true) };
-    }
-    let waiting = arrays.waiting();
-    let known = waiting.iter().find(|one| one.name == name || one.uuid.is_some_and(|uuid| uuid.to_string() == name));
-    let mut uuid = known.and_then(|one| one.uuid);
-    let named = legs.is_some();
-    let legs = legs.or_else(|| known.map(|one| one.legs.clone())).unwrap_or_default();
-    for leg in &legs {
-        if let Ok(bdev) = system.get(leg)
-            && let Ok(Some(found)) = superblock_of(system, &bdev).await
-            && (found.name == name || found.array.to_string() == name)
-        {
-            uuid = Some(found.array);
-        }
-    }
-    let result = match uuid {
-        Some(uuid) => assemble(system, uuid, &legs, force).await,
-        None if named => Err(refusal(&legs.join(", "), "none of these is a leg of the array")),
-        None => Err(BdevError::NotFound { name: name.to_string() }),
-    };
-    drop(turn);
-    match result {
-        Ok(()) => Ok(true),
-        Err(error) if force || legs.is_empty() => Err(error),
-        Err(error) => {
-            let count = legs.len();
-            let why = error.to_string();
-            arrays.wait_for(Waiting { name: name.to_string(), uuid, legs, count, create: None, why });
-            Ok(false)
-        }
-    }
 }
 
 // ---- running --------------------------------------------------------------------------------------------------------------------
@@ -795,98 +533,6 @@ async fn ask<R: Send + 'static>(
         let _ = sender.send(work(driver, runtime));
     })));
     receiver.await.map_err(|_| BdevError::Stopping)
-}
-
-/// Adds a device to an array: in the place of a leg that was taken out or is lost, or as one more.
-///
-/// # Errors
-/// As claiming it; [`BdevError::Invalid`] when it does not fit.
-pub async fn add_leg(system: &Arc<BdevSystem>, raid: &str, leg: &str) -> Result<(), BdevError> {
-    let arrays = arrays(system);
-    let turn = arrays.turn.lock().await;
-    let running = arrays.get(raid).ok_or_else(|| BdevError::NotFound { name: raid.to_string() })?;
-    let claimed = claim(system, &running.name, leg)?;
-    check_leg(claimed.base.bdev())?;
-    let refuse = |why: &str| Err(BdevError::invalid("base_bdev", leg, why.to_string()));
-    let layout = running.shared.layout;
-    let geometry = claimed.base.bdev().device().geometry();
-    if geometry.block_size != layout.block_size || !geometry.contains(layout.data_offset, layout.num_blocks) {
-        return refuse("its blocks are of another size, or there are too few of them");
-    }
-    if let Ok(Some(found)) = superblock_of(system, claimed.base.bdev()).await {
-        if found.array != running.uuid {
-            return refuse(&format!("it is a leg of the array '{}'; wipe its first MiB to give that up", found.name));
-        }
-        if come_back_claimed(&running, claimed, found).await?.is_ok() {
-            return Ok(());
-        }
-        return refuse("it has a history of its own as a leg of this array; wipe its first MiB to give that up");
-    }
-    claimed.connect(&running.shared);
-    let Claimed { base, hook } = claimed;
-    let id = system.random_uuid();
-    let done = ask(&running.shared, move |driver, runtime| {
-        let _ = &hook;
-        let legs = &driver.array.superblock().legs;
-        let vacant = |state| (0..legs.len()).find(|&n| legs[n].state == state && driver.is_vacant(n));
-        let place = vacant(LegState::Empty).or_else(|| vacant(LegState::Out));
-        let Some(place) = place.or_else(|| driver.array.add_leg(id)) else {
-            return Err("the array has all the legs that there can be".to_string());
-        };
-        driver.attach(place, base, runtime).map_err(|error| error.to_string())?;
-        driver.array.admit(place, Some(id));
-        Ok(())
-    })
-    .await?;
-    drop(turn);
-    done.map_err(|why| BdevError::invalid("base_bdev", leg, why))
-}
-
-async fn come_back_claimed(
-    running: &Arc<Running>,
-    claimed: Claimed,
-    found: Superblock,
-) -> Result<Result<(), String>, BdevError> {
-    claimed.connect(&running.shared);
-    let Claimed { base, hook } = claimed;
-    ask(&running.shared, move |driver, runtime| {
-        let _ = &hook;
-        let leg = found.me;
-        if !driver.is_vacant(leg) {
-            return Err("its place is taken".to_string());
-        }
-        driver.attach(leg, base, runtime).map_err(|error| error.to_string())?;
-        let taken = driver.take_back(leg, &found);
-        if taken.is_err() {
-            driver.detach(leg, runtime);
-        }
-        taken
-    })
-    .await
-}
-
-/// Takes the device `leg` out of the array that it is in.
-///
-/// # Errors
-/// [`BdevError::NotFound`] when it is in none; [`BdevError::Invalid`] when it is the last that has everything.
-pub async fn remove_leg(system: &Arc<BdevSystem>, leg: &str) -> Result<(), BdevError> {
-    let name = system.get(leg)?.name().to_string();
-    let arrays = arrays(system);
-    let turn = arrays.turn.lock().await;
-    let has = |one: &&Arc<Running>| one.leg_names().contains(&name);
-    let running = locked(&arrays.running).iter().find(has).cloned();
-    let Some(running) = running else { return Err(BdevError::invalid("name", leg, "it is no base bdev of an array")) };
-    let wanted = name.clone();
-    let removed = ask(&running.shared, move |driver, _| driver.take_out(&wanted)).await?;
-    if !removed {
-        return Err(BdevError::invalid("name", leg, "no other base bdev has everything; the array would be lost"));
-    }
-    // It is let go of when no reactor uses it any more.
-    while running.leg_names().contains(&name) {
-        system.executor().sleep(Duration::from_millis(1)).await;
-    }
-    drop(turn);
-    Ok(())
 }
 
 /// What an array says of itself.
