@@ -183,7 +183,7 @@ fn the_guide_in_rust_names_crates_that_there_are() {
 
 /// The guide in Rust, with Cargo, from an empty folder. Everything that Ringstone needs is built once more.
 #[test]
-#[ignore = "builds everything once more, without optimization: cargo test -p ringstone --test appliance guide -- --ignored"]
+#[ignore = "builds everything once more, so scripts/test runs it apart: cargo test -p ringstone --test appliance guide -- --ignored"]
 fn the_guide_in_rust_leads_to_a_namespace_in_the_server_and_out_of_it() {
     let scratch = Scratch::new();
     let mut terminal = Terminal::new(&scratch);
