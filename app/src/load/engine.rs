@@ -301,45 +301,8 @@ impl<D: Device> Engine<D> {
         }
         let mut all_places = 0;
         for volume in ready.volumes {
-            let block = volume.block_bytes;
-            if !bs.is_multiple_of(block) || bs / block > 65536 {
-                return Err(format!("--bs {bs} is not 1 to 65536 blocks of {block} bytes; give a multiple of {block}"));
-            }
-            let bytes = (volume.blocks * u64::from(block)).min(self.options.size.unwrap_or(u64::MAX));
-            let places = bytes / u64::from(bs);
-            if places == 0 {
-                return Err(format!("volume {}: {bytes} bytes are less than one command of --bs {bs}", volume.number));
-            }
-            all_places += places;
-            let in_order = matches!(self.options.rw, Mode::Read | Mode::Write);
-            let mine = share(places, self.index, members);
-            // At random all may go everywhere, unless they keep account of what they find.
-            let of = if in_order || self.options.verify { mine.clone() } else { 0..places };
-            let (first, places) = (of.start, of.end - of.start);
-            let fill = if self.options.fill { mine.start - first..mine.end - first } else { 0..0 };
-            if places == 0 {
-                return Err(format!(
-                    "volume {}: there are fewer commands of --bs {bs} in it than cores; give fewer with --core",
-                    volume.number
-                ));
-            }
-            let ledger = match self.options.verify {
-                true if all_places > MAX_PLACES => {
-                    return Err(
-                        "--verify cannot keep account of so many places; limit them with --size, or raise --bs".into(),
-                    );
-                }
-                true if places < count as u64 => {
-                    return Err(format!(
-                        "--verify needs a place for each of {count} commands, and volume {} has {places}; lower --qd or --queues",
-                        volume.number
-                    ));
-                }
-                true => Some(Ledger::new(places as usize)),
-                false => None,
-            };
-            let blocks_per_io = bs / block;
-            self.targets.push(Target { volume, blocks_per_io, first, places, next: 0, fill, ledger, checked: 0 });
+            let target = self.target(volume, count, &mut all_places)?;
+            self.targets.push(target);
         }
         if self.targets.is_empty() {
             return Err("there is nothing to put a load on".into());
@@ -363,6 +326,50 @@ impl<D: Device> Engine<D> {
             self.muster();
         }
         Ok(())
+    }
+
+    /// What this member does on a volume, with `count` commands at once; `all_places` counts the places of all volumes.
+    fn target(&self, volume: Volume, count: usize, all_places: &mut u64) -> Result<Target, String> {
+        let (bs, members) = (self.options.bs, self.crew.size());
+        let block = volume.block_bytes;
+        if !bs.is_multiple_of(block) || bs / block > 65536 {
+            return Err(format!("--bs {bs} is not 1 to 65536 blocks of {block} bytes; give a multiple of {block}"));
+        }
+        let bytes = (volume.blocks * u64::from(block)).min(self.options.size.unwrap_or(u64::MAX));
+        let places = bytes / u64::from(bs);
+        if places == 0 {
+            return Err(format!("volume {}: {bytes} bytes are less than one command of --bs {bs}", volume.number));
+        }
+        *all_places += places;
+        let in_order = matches!(self.options.rw, Mode::Read | Mode::Write);
+        let mine = share(places, self.index, members);
+        // At random all may go everywhere, unless they keep account of what they find.
+        let of = if in_order || self.options.verify { mine.clone() } else { 0..places };
+        let (first, places) = (of.start, of.end - of.start);
+        let fill = if self.options.fill { mine.start - first..mine.end - first } else { 0..0 };
+        if places == 0 {
+            return Err(format!(
+                "volume {}: there are fewer commands of --bs {bs} in it than cores; give fewer with --core",
+                volume.number
+            ));
+        }
+        let ledger = match self.options.verify {
+            true if *all_places > MAX_PLACES => {
+                return Err(
+                    "--verify cannot keep account of so many places; limit them with --size, or raise --bs".into()
+                );
+            }
+            true if places < count as u64 => {
+                return Err(format!(
+                    "--verify needs a place for each of {count} commands, and volume {} has {places}; lower --qd or --queues",
+                    volume.number
+                ));
+            }
+            true => Some(Ledger::new(places as usize)),
+            false => None,
+        };
+        let blocks_per_io = bs / block;
+        Ok(Target { volume, blocks_per_io, first, places, next: 0, fill, ledger, checked: 0 })
     }
 
     fn go_on(&mut self, phase: Phase, doing: Doing) {
