@@ -53,14 +53,7 @@ impl<T: Send> ReturnRing<T> {
     #[inline]
     pub fn send(&self, value: T) -> Vec<T> {
         self.ring.push(value);
-        // The model checker takes sequentially consistent accesses for weaker ones; only a fence is one to it.
-        #[cfg(loom)]
-        fence(Ordering::SeqCst);
-        if self.closed.load(Ordering::SeqCst) {
-            return self.empty();
-        }
-        self.waker.wake_after_rmw();
-        Vec::new()
+        self.published()
     }
 
     /// As [`ReturnRing::send`], for several at once: one publication, one wake. `values` is empty afterwards.
@@ -73,6 +66,13 @@ impl<T: Send> ReturnRing<T> {
             return Vec::new();
         }
         self.ring.push_all(values);
+        self.published()
+    }
+
+    /// Something is in the ring: wakes the consumer, or empties it for one that is gone.
+    #[inline]
+    fn published(&self) -> Vec<T> {
+        // The model checker takes sequentially consistent accesses for weaker ones; only a fence is one to it.
         #[cfg(loom)]
         fence(Ordering::SeqCst);
         if self.closed.load(Ordering::SeqCst) {
