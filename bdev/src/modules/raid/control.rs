@@ -171,12 +171,11 @@ impl Arrays {
                     ConfigEntry::new("bdev_raid_start", json!({ "name": name, "base_bdevs": legs, "force": false }))
                 }
                 Some(create) => {
-                    let mut params = json!({
-                        "name": name,
-                        "raid_level": "raid1",
-                        "base_bdevs": legs,
-                        "superblock": create.superblock,
-                    });
+                    let mut params = json!({ "name": name, "raid_level": "raid1", "base_bdevs": legs });
+                    // Left out where it is the default, as SPDK's configuration has no such key.
+                    if create.superblock {
+                        params["superblock"] = json!(true);
+                    }
                     if let Some(uuid) = create.uuid {
                         params["uuid"] = json!(uuid.to_string());
                     }
