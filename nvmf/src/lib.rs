@@ -6,9 +6,11 @@
 //! - [`target`]: subsystems, controllers and namespaces, whatever the transport.
 //! - [`host`]: an initiator: queue pairs and controllers, whatever the transport.
 //! - [`tcp`]: NVMe/TCP as machines without I/O.
+//! - [`rdma`]: NVMe/RDMA as machines without I/O.
 #![forbid(unsafe_code)]
 
 pub mod host;
+pub mod rdma;
 pub mod rpc;
 pub mod spec;
 pub mod target;

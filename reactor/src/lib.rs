@@ -16,6 +16,7 @@
 //! | [`mailbox`] | bounded message queue into a reactor |
 //! | [`park`] | readiness and sleeping: the seam and the epoll implementation |
 //! | [`net`] | stream sockets: the seam and the implementation |
+//! | [`rdma`] | RDMA: the seam only |
 //! | [`file`] | asynchronous file I/O: the seam and its engines |
 //! | [`platform`] | the bundle of seams a reactor is built on |
 //! | [`reactor`] | the loop itself, pollers, statistics |
@@ -26,6 +27,7 @@ pub mod mailbox;
 pub mod net;
 pub mod park;
 pub mod platform;
+pub mod rdma;
 pub mod reactor;
 pub mod ring;
 pub mod time;

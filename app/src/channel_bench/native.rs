@@ -6,13 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use reactor::buffer::{BufferPool, PoolConfig};
+use reactor::rdma::{
+    ConnectParams, Done, EndpointId, HubConfig, Message, Operation, Post, QueueDepths, Transfer, WorkStatus,
+};
 use reactor::time::OsClock;
 use reactor::{Buffer, Buffers, Clock};
-use verbs::hub::Transfer;
-use verbs::queue::{Operation, QueueDepths, WorkStatus};
-use verbs::{
-    CmId, ConnectParams, Done, EndpointId, Event, EventChannel, EventKind, Exposed, Hub, HubConfig, Message, Post,
-};
+use verbs::{CmId, Event, EventChannel, EventKind, Exposed, Hub};
 
 use super::{Figures, Options, StopOnDrop};
 
@@ -65,7 +64,7 @@ impl End {
 
     fn post(&mut self, post: Post) -> Result<(), String> {
         self.hub.post(self.endpoint, post).map_err(|refused| match refused.error {
-            Some(error) => text(error),
+            Some(error) => error.to_string(),
             None => "the send queue is full".into(),
         })
     }
@@ -270,7 +269,7 @@ fn throughput(end: &mut End, window: Window, size: u32, seconds: f64) -> Result<
     let write = |end: &mut End, data: Buffers| {
         let operation = Operation::Write { address: window.address, rkey: window.rkey };
         let transfers = [Transfer { operation, bytes: size }].into_iter().collect();
-        end.post(Post { user: 1, data, transfers, message: None })
+        end.post(Post { user: 1, data, transfers, ..Post::default() })
     };
     // Buffers of 128 KiB, whatever the size: the memory is the same for all.
     let memory = |end: &mut End| end.pool.alloc(size as usize).ok_or("the pool is too small");

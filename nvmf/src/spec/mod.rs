@@ -64,6 +64,7 @@ pub mod identify;
 pub mod log;
 pub mod opcode;
 pub mod pdu;
+pub mod rdma;
 pub mod sqe;
 pub mod status;
 

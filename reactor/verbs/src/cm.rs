@@ -16,21 +16,14 @@ use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
-use smallvec::SmallVec;
+use reactor::rdma::{ConnectParams, PrivateData, QueueDepths};
 
 use crate::device::{Context, set_nonblocking};
 use crate::error::{Error, Result};
 use crate::library::{Libraries, libraries};
 use crate::memory::ProtectionDomain;
-use crate::queue::{CompletionQueue, QueueDepths, QueuePair, SharedReceiveQueue};
+use crate::queue::{CompletionQueue, QueuePair, SharedReceiveQueue};
 use crate::raw;
-
-/// Private data that a connect or an accept can carry over RoCE and InfiniBand, in bytes: the connection manager takes 36 of
-/// the 92 that a request has.
-pub const CONNECT_PRIVATE_BYTES: usize = 56;
-
-/// Private data of an event. What the kernel hands up may be longer than what was sent, padded with zeroes.
-pub type PrivateData = SmallVec<[u8; 64]>;
 
 /// Which identifier an event belongs to. Unique while the identifier lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -258,34 +251,21 @@ pub enum EventKind {
     Other(u32),
 }
 
-/// What the two sides of a connection tell each other's devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConnectParams {
-    /// RDMA READs of the peer that this side answers at once.
-    pub responder_resources: u8,
-    /// RDMA READs that this side asks at once.
-    pub initiator_depth: u8,
-    /// How often a send is tried again when the peer has no receive posted; 7 is for ever.
-    pub rnr_retry_count: u8,
-}
-
 /// How often a lost packet is sent again before the peer counts as gone.
 const RETRY_COUNT: u8 = 7;
 
-impl ConnectParams {
-    /// With private data that has to live while the result is used.
-    fn to_c(self, private_data: &[u8]) -> raw::rdma_conn_param {
-        raw::rdma_conn_param {
-            private_data: if private_data.is_empty() { ptr::null() } else { private_data.as_ptr().cast() },
-            private_data_len: u8::try_from(private_data.len()).expect("private data is short"),
-            responder_resources: self.responder_resources,
-            initiator_depth: self.initiator_depth,
-            flow_control: 1,
-            retry_count: RETRY_COUNT,
-            rnr_retry_count: self.rnr_retry_count,
-            srq: 0,
-            qp_num: 0,
-        }
+/// With private data that has to live while the result is used.
+fn to_conn_param(params: ConnectParams, private_data: &[u8]) -> raw::rdma_conn_param {
+    raw::rdma_conn_param {
+        private_data: if private_data.is_empty() { ptr::null() } else { private_data.as_ptr().cast() },
+        private_data_len: u8::try_from(private_data.len()).expect("private data is short"),
+        responder_resources: params.responder_resources,
+        initiator_depth: params.initiator_depth,
+        flow_control: 1,
+        retry_count: RETRY_COUNT,
+        rnr_retry_count: params.rnr_retry_count,
+        srq: 0,
+        qp_num: 0,
     }
 }
 
@@ -486,9 +466,10 @@ impl CmId {
     /// When the host refuses at once.
     ///
     /// # Panics
-    /// If the private data is longer than 255 bytes; the host refuses more than [`CONNECT_PRIVATE_BYTES`].
+    /// If the private data is longer than 255 bytes; the host refuses more than
+    /// [`CONNECT_PRIVATE_BYTES`](reactor::rdma::CONNECT_PRIVATE_BYTES).
     pub fn connect(&mut self, params: ConnectParams, private_data: &[u8]) -> Result<()> {
-        let mut param = params.to_c(private_data);
+        let mut param = to_conn_param(params, private_data);
         // SAFETY: the identifier lives; parameters and private data are read before the call returns.
         match unsafe { (self.channel.libraries.cm.rdma_connect)(self.raw.as_ptr(), &mut param) } {
             0 => Ok(()),
@@ -504,7 +485,7 @@ impl CmId {
     /// # Panics
     /// As [`CmId::connect`].
     pub fn accept(&mut self, params: ConnectParams, private_data: &[u8]) -> Result<()> {
-        let mut param = params.to_c(private_data);
+        let mut param = to_conn_param(params, private_data);
         // SAFETY: as for `connect`.
         match unsafe { (self.channel.libraries.cm.rdma_accept)(self.raw.as_ptr(), &mut param) } {
             0 => {
@@ -623,9 +604,9 @@ mod tests {
     fn private_data_and_parameters_reach_c() {
         let params = ConnectParams { responder_resources: 3, initiator_depth: 4, rnr_retry_count: 7 };
         let data = [1, 2, 3];
-        let c = params.to_c(&data);
+        let c = to_conn_param(params, &data);
         assert_eq!((c.private_data, c.private_data_len), (data.as_ptr().cast(), 3));
         assert_eq!((c.responder_resources, c.initiator_depth, c.rnr_retry_count), (3, 4, 7));
-        assert!(params.to_c(&[]).private_data.is_null());
+        assert!(to_conn_param(params, &[]).private_data.is_null());
     }
 }

@@ -9,6 +9,8 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use reactor::rdma::{DeviceInfo, Limits};
+
 use crate::error::{Error, Result};
 use crate::library::{Libraries, libraries};
 use crate::raw;
@@ -25,15 +27,6 @@ pub(crate) fn set_nonblocking(fd: RawFd) -> io::Result<()> {
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     let flags = rustix::fs::fcntl_getfl(fd)?;
     Ok(rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?)
-}
-
-/// A device that the libraries can use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeviceInfo {
-    /// The kernel's name of it, such as `rxe0` or `mlx5_0`.
-    pub name: String,
-    /// Whether it speaks iWARP rather than InfiniBand or RoCE.
-    pub iwarp: bool,
 }
 
 /// The library's list of devices; the devices in it live as long as it does.
@@ -158,27 +151,6 @@ pub struct Context {
 unsafe impl Send for Context {}
 // SAFETY: as above.
 unsafe impl Sync for Context {}
-
-/// What a device can do, at most.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Work requests of one queue.
-    pub qp_wr: u32,
-    /// Scatter/gather entries of one work request.
-    pub sge: u32,
-    /// Entries of one completion queue.
-    pub cqe: u32,
-    /// Work requests of one shared receive queue; 0 where there are none.
-    pub srq_wr: u32,
-    /// RDMA READs that a queue pair answers at once.
-    pub responder_resources: u8,
-    /// RDMA READs that a queue pair asks at once.
-    pub initiator_depth: u8,
-    /// Ports, which are numbered from 1.
-    pub ports: u8,
-    /// Memory management extensions, which send-with-invalidate belongs to.
-    pub mem_mgt_extensions: bool,
-}
 
 /// The state of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,110 +18,21 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use reactor::rdma::{
+    ConnectParams, Done, EndpointId, HubConfig, Operation, Post, QueueDepths, Refused, Remote, WorkStatus,
+};
 use reactor::{Buffer, BufferPool, Buffers};
 use slab::Slab;
-use smallvec::SmallVec;
 
-use crate::cm::{CmId, CmKey, ConnectParams, EventChannel};
+use crate::cm::{CmId, CmKey, EventChannel};
 use crate::device::Context;
 use crate::error::{Error, Result};
 use crate::memory::{Access, MemoryRegion, ProtectionDomain};
-use crate::queue::{
-    CompletionChannel, CompletionQueue, Operation, Piece, QueueDepths, QueuePair, SharedReceiveQueue, WorkCompletion,
-    WorkStatus,
-};
+use crate::queue::{self, CompletionChannel, CompletionQueue, Piece, QueuePair, SharedReceiveQueue, WorkCompletion};
 use crate::raw;
 
 /// Completions that one look at the queue takes.
 const POLL_BATCH: usize = 32;
-
-/// How large a hub is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HubConfig {
-    /// Completions that may be outstanding: at least all signalled sends and all receives.
-    pub completions: u32,
-    /// Receives in the shared queue; 0 for none, then each queue pair has its own.
-    pub shared_receives: u32,
-    /// Whether completions can be waited for through a descriptor.
-    pub announce: bool,
-}
-
-/// Names a queue pair of a hub.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct EndpointId(usize);
-
-/// A read or write of the peer's memory, over the next bytes of a post's data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// [`Operation::Read`] or [`Operation::Write`].
-    pub operation: Operation,
-    /// Bytes, at least one.
-    pub bytes: u32,
-}
-
-/// A message at the end of a post.
-#[derive(Debug)]
-pub struct Message {
-    /// [`Operation::Send`] or [`Operation::SendInvalidate`].
-    pub operation: Operation,
-    /// Its first bytes: all of the buffer's present length.
-    pub head: Buffer,
-    /// Whether the data that no transfer covers follows in it.
-    pub with_data: bool,
-}
-
-/// One chain of work.
-#[derive(Debug, Default)]
-pub struct Post {
-    /// Comes back with the completion.
-    pub user: u64,
-    /// Memory of the transfers and of the message's tail.
-    pub data: Buffers,
-    /// Reads and writes, in order.
-    pub transfers: SmallVec<[Transfer; 4]>,
-    /// What is sent after them.
-    pub message: Option<Message>,
-}
-
-/// Why a post was not taken. Nothing of it was posted.
-#[derive(Debug)]
-pub struct Refused {
-    /// What was to be posted.
-    pub post: Post,
-    /// `None`: the send queue is full, and will have room after completions.
-    pub error: Option<Error>,
-}
-
-/// The end of work.
-#[derive(Debug)]
-pub enum Done {
-    /// A receive.
-    Received {
-        /// Where, if the queue pair is still there.
-        endpoint: Option<EndpointId>,
-        /// The receive's memory.
-        buffer: Buffer,
-        /// Bytes of the message.
-        bytes: u32,
-        /// The key of this side that the peer invalidated with it.
-        invalidated: Option<u32>,
-        /// How it ended; there is a message only after success.
-        status: WorkStatus,
-    },
-    /// A post.
-    Posted {
-        /// Where.
-        endpoint: EndpointId,
-        /// What it was posted with.
-        user: u64,
-        /// Its data.
-        data: Buffers,
-        /// Its message's head.
-        head: Option<Buffer>,
-        /// How it ended; of a chain, the first failure.
-        status: WorkStatus,
-    },
-}
 
 /// Memory that a peer which is told the key may read and write at any time; nobody here touches it meanwhile.
 #[derive(Debug)]
@@ -268,8 +179,71 @@ impl Hub {
     /// # Errors
     /// As [`MemoryRegion::of_pool`].
     pub fn register(&mut self, pool: &BufferPool) -> Result<()> {
-        self.regions.push(MemoryRegion::of_pool(&self.domain, pool, Access::Local)?);
+        self.register_for(pool, Access::Local)
+    }
+
+    /// Registers a pool for use by this side alone, or by peers too.
+    ///
+    /// # Errors
+    /// As [`MemoryRegion::of_pool`].
+    pub fn register_for(&mut self, pool: &BufferPool, access: Access) -> Result<()> {
+        self.regions.push(MemoryRegion::of_pool(&self.domain, pool, access)?);
         Ok(())
+    }
+
+    /// Registers new memory and cuts it up into `count` buffers of `bytes` bytes each. It is freed after the last of them, and
+    /// its registration ends with the hub.
+    ///
+    /// # Errors
+    /// As [`MemoryRegion::of_pool`].
+    ///
+    /// # Panics
+    /// If it is 4 GiB or more together.
+    pub fn messages(&mut self, count: usize, bytes: usize) -> Result<Vec<Buffer>> {
+        // Buffers that do not share a cache line: the device writes them one by one.
+        let stride = bytes.next_multiple_of(64);
+        let mut memory = Buffer::heap(stride.checked_mul(count).expect("messages are few and short"));
+        let (base, len) = (memory.as_mut_ptr(), memory.len());
+        let owner: Arc<Buffer> = Arc::new(memory);
+        // SAFETY: the memory is the owner's, which the region keeps. It is only reached through the buffers below, which are
+        // given away to whoever posts them until the work is done.
+        let region = unsafe {
+            MemoryRegion::register(&self.domain, base as usize, len, Access::Local, Arc::clone(&owner) as _)
+        }?;
+        self.regions.push(region);
+        let cut = |n: usize| {
+            let start = std::ptr::NonNull::new(base.wrapping_add(n * stride)).expect("memory is not at address 0");
+            // SAFETY: zeroed memory of the owner's, which each buffer keeps; buffers do not overlap, and nobody derefers the
+            // owner's own view of it.
+            unsafe { Buffer::lent(start, bytes, Arc::clone(&owner) as _) }
+        };
+        Ok((0..count).map(cut).collect())
+    }
+
+    /// What a peer has to be told to reach `buffer`; `None` if no registration allows it.
+    pub(crate) fn remote(&self, buffer: &mut Buffer) -> Option<Remote> {
+        let (address, bytes) = (buffer.as_mut_ptr() as usize, buffer.len());
+        let region = self.regions.iter().find(|region| region.is_remote() && region.contains(address, bytes))?;
+        Some(Remote { address: address as u64, bytes: bytes as u32, key: region.rkey() })
+    }
+
+    /// The endpoint with a queue pair's number.
+    pub(crate) fn numbered(&self, number: u32) -> Option<EndpointId> {
+        self.by_number.get(&number).copied()
+    }
+
+    /// Whether receives are posted to a shared queue.
+    pub fn has_shared_receives(&self) -> bool {
+        self.srq.is_some()
+    }
+
+    /// Ends a connection: all of its work completes, if only as flushed.
+    pub fn disconnect(&mut self, endpoint: EndpointId) {
+        let of = &self.endpoints[endpoint.0];
+        // What was never connected, or whose device is gone, is not told; then the queue pair fails by itself.
+        if of.id.disconnect().is_err() {
+            let _ = of.pair().set_error();
+        }
     }
 
     /// Makes a queue pair for a connection that has none yet.
@@ -409,7 +383,7 @@ impl Hub {
         // the pair was destroyed.
         if let Err((posted, error)) = unsafe { of.pair().post_list(&mut self.work) } {
             if posted == 0 {
-                return Err(Box::new(Refused { post, error: Some(error) }));
+                return Err(Box::new(Refused { post, error: Some(error.into()) }));
             }
             // A part of it is on its way, and its end was not posted. The pair is of no use any more: with its end, which
             // this brings about, the memory comes back.
@@ -492,14 +466,17 @@ fn build(
     (work, pieces): (&mut Vec<raw::ibv_send_wr>, &mut Vec<raw::ibv_sge>),
 ) {
     let mut segments = post.data.buffers_mut().iter_mut();
-    let mut rest = Piece::default();
+    let (mut rest, mut skip) = (Piece::default(), post.start as usize);
     // The next piece of the data, at most `max` bytes.
     let mut next = |max: u32| {
         // A piece of no bytes would mean 2 GiB to a device.
         while rest.bytes == 0 {
             let buffer = segments.next()?;
             let (address, bytes) = (buffer.as_mut_ptr() as usize, buffer.len());
-            rest = Piece { address, bytes: bytes as u32, lkey: Hub::lkey(regions, address, bytes) };
+            let skipped = skip.min(bytes);
+            skip -= skipped;
+            let lkey = Hub::lkey(regions, address, bytes);
+            rest = Piece { address: address + skipped, bytes: (bytes - skipped) as u32, lkey };
         }
         let piece = Piece { bytes: rest.bytes.min(max), ..rest };
         rest.address += piece.bytes as usize;
@@ -507,7 +484,7 @@ fn build(
         Some(piece)
     };
     let begin = |operation: Operation, at: usize| {
-        let mut wr = operation.work(id, false);
+        let mut wr = queue::work(operation, id, false);
         wr.sg_list = std::ptr::without_provenance_mut(at);
         wr
     };
@@ -585,7 +562,7 @@ mod tests {
         let mut pieces = vec![raw::ibv_sge::default(); 3];
         let mut work: Vec<raw::ibv_send_wr> = (0..3)
             .map(|n| {
-                let mut wr = Operation::Write { address: 64 * n, rkey: 1 }.work(5, false);
+                let mut wr = queue::work(Operation::Write { address: 64 * n, rkey: 1 }, 5, false);
                 wr.sg_list = std::ptr::without_provenance_mut(n as usize);
                 wr
             })

@@ -11,8 +11,9 @@
 //! | [`device`] | devices, open devices, what they report |
 //! | [`memory`] | protection domains, registered memory |
 //! | [`queue`] | completion queues and channels, shared receive queues, queue pairs |
-//! | [`hub`] | work on memory that belongs to it: what is safe to use
 //! | [`cm`] | connections: identifiers, events, private data, rejects |
+//! | [`hub`] | work on memory that belongs to it: what is safe to use |
+//! | [`fabric`] | all of it as the seam [`reactor::rdma`], which transports use |
 //! | [`rsocket`] | byte streams over verbs |
 //!
 //! ```text
@@ -28,6 +29,7 @@
 pub mod cm;
 pub mod device;
 pub mod error;
+pub mod fabric;
 pub mod hub;
 pub mod library;
 pub mod memory;
@@ -35,13 +37,11 @@ pub mod queue;
 pub mod raw;
 pub mod rsocket;
 
-pub use cm::{CmId, CmKey, ConnectParams, Event, EventChannel, EventKind};
-pub use device::{AsyncEvent, Context, DeviceInfo, Limits, PortState, devices};
+pub use cm::{CmId, CmKey, Event, EventChannel, EventKind};
+pub use device::{AsyncEvent, Context, PortState, devices};
 pub use error::{Error, Result};
-pub use hub::{Done, EndpointId, Exposed, Hub, HubConfig, Message, Post, Refused, Transfer};
+pub use fabric::VerbsFabric;
+pub use hub::{Exposed, Hub};
 pub use memory::{Access, MemoryRegion, ProtectionDomain};
-pub use queue::{
-    CompletionChannel, CompletionQueue, Operation, Piece, QueueDepths, QueuePair, SharedReceiveQueue, WorkCompletion,
-    WorkStatus,
-};
+pub use queue::{CompletionChannel, CompletionQueue, Piece, QueuePair, SharedReceiveQueue, WorkCompletion};
 pub use rsocket::{Rsocket, RsocketOptions};

@@ -76,6 +76,7 @@ pub struct MemoryRegion {
     bytes: usize,
     lkey: u32,
     rkey: u32,
+    access: Access,
     /// Dropped after the registration has ended.
     _owner: Arc<dyn Any + Send + Sync>,
 }
@@ -124,7 +125,7 @@ impl MemoryRegion {
         let raw = NonNull::new(raw).ok_or_else(|| Error::last("ibv_reg_mr"))?;
         // SAFETY: the library made it; the keys do not change.
         let (lkey, rkey) = unsafe { (raw.as_ref().lkey, raw.as_ref().rkey) };
-        Ok(MemoryRegion { domain: Arc::clone(domain), raw, base, bytes, lkey, rkey, _owner: owner })
+        Ok(MemoryRegion { domain: Arc::clone(domain), raw, base, bytes, lkey, rkey, access, _owner: owner })
     }
 
     /// The key for this side's work requests.
@@ -135,6 +136,11 @@ impl MemoryRegion {
     /// The key for the peer's.
     pub fn rkey(&self) -> u32 {
         self.rkey
+    }
+
+    /// Whether peers that are told the key can use it.
+    pub fn is_remote(&self) -> bool {
+        self.access == Access::Remote
     }
 
     /// Whether `bytes` bytes at `address` lie in it.

@@ -2,12 +2,13 @@
 //!
 //! Plain completion queues only: extended ones do not work on soft-RoCE.
 
-use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
+
+use reactor::rdma::{Operation, QueueDepths, WorkStatus};
 
 use crate::device::{Context, set_nonblocking};
 use crate::error::{Error, Result};
@@ -79,53 +80,14 @@ impl fmt::Debug for CompletionChannel {
     }
 }
 
-/// How a work request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkStatus {
-    /// Well.
-    Success,
-    /// It was not done, since its queue pair had failed or ended.
-    Flushed,
-    /// The peer does not answer, or has no receive posted for too long.
-    PeerGone,
-    /// The peer refused the access: a wrong key, a length beyond what the key covers.
-    RemoteAccess,
-    /// A message was longer than the receive, or the peer's than what was posted.
-    Length,
-    /// Anything else, by its number in `enum ibv_wc_status`.
-    Failed(u32),
-}
-
-impl WorkStatus {
-    fn of(status: u32) -> WorkStatus {
-        match status {
-            raw::IBV_WC_SUCCESS => WorkStatus::Success,
-            raw::IBV_WC_WR_FLUSH_ERR => WorkStatus::Flushed,
-            raw::IBV_WC_RETRY_EXC_ERR | raw::IBV_WC_RNR_RETRY_EXC_ERR => WorkStatus::PeerGone,
-            raw::IBV_WC_REM_ACCESS_ERR | raw::IBV_WC_REM_INV_REQ_ERR => WorkStatus::RemoteAccess,
-            raw::IBV_WC_LOC_LEN_ERR => WorkStatus::Length,
-            other => WorkStatus::Failed(other),
-        }
-    }
-}
-
-impl fmt::Display for WorkStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            WorkStatus::Success => f.write_str("done"),
-            WorkStatus::Flushed => f.write_str("the queue pair had ended"),
-            WorkStatus::PeerGone => f.write_str("the peer does not answer"),
-            WorkStatus::RemoteAccess => f.write_str("the peer refused the access"),
-            WorkStatus::Length => f.write_str("the message is longer than the receive"),
-            WorkStatus::Failed(number) => match crate::library::libraries() {
-                Ok(libraries) => {
-                    // SAFETY: the library answers every number with a static string.
-                    let text = unsafe { CStr::from_ptr((libraries.ibv.ibv_wc_status_str)(*number)) };
-                    f.write_str(&text.to_string_lossy())
-                }
-                Err(_) => write!(f, "work completion status {number}"),
-            },
-        }
+fn status_of(status: u32) -> WorkStatus {
+    match status {
+        raw::IBV_WC_SUCCESS => WorkStatus::Success,
+        raw::IBV_WC_WR_FLUSH_ERR => WorkStatus::Flushed,
+        raw::IBV_WC_RETRY_EXC_ERR | raw::IBV_WC_RNR_RETRY_EXC_ERR => WorkStatus::PeerGone,
+        raw::IBV_WC_REM_ACCESS_ERR | raw::IBV_WC_REM_INV_REQ_ERR => WorkStatus::RemoteAccess,
+        raw::IBV_WC_LOC_LEN_ERR => WorkStatus::Length,
+        other => WorkStatus::Failed(other),
     }
 }
 
@@ -142,7 +104,7 @@ impl WorkCompletion {
 
     /// How it ended. After anything but success, only this and the identifier mean something.
     pub fn status(&self) -> WorkStatus {
-        WorkStatus::of(self.0.status)
+        status_of(self.0.status)
     }
 
     /// Number of the queue pair on this side.
@@ -334,67 +296,28 @@ impl fmt::Debug for SharedReceiveQueue {
     }
 }
 
-/// What a work request of the send queue does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// Sends a message.
-    Send,
-    /// Sends a message and makes the peer's device forget this key of its own.
-    SendInvalidate {
-        /// The peer's key.
-        rkey: u32,
-    },
-    /// Writes to the peer's memory.
-    Write {
-        /// Where, in the peer's addresses.
-        address: u64,
-        /// The peer's key for it.
-        rkey: u32,
-    },
-    /// Reads the peer's memory.
-    Read {
-        /// Where, in the peer's addresses.
-        address: u64,
-        /// The peer's key for it.
-        rkey: u32,
-    },
-}
-
-impl Operation {
-    /// A work request for it, not yet linked to pieces and to the next.
-    pub fn work(self, id: u64, signaled: bool) -> raw::ibv_send_wr {
-        let (opcode, invalidate_rkey, remote_addr, rkey) = match self {
-            Operation::Send => (raw::IBV_WR_SEND, 0, 0, 0),
-            Operation::SendInvalidate { rkey } => (raw::IBV_WR_SEND_WITH_INV, rkey, 0, 0),
-            Operation::Write { address, rkey } => (raw::IBV_WR_RDMA_WRITE, 0, address, rkey),
-            Operation::Read { address, rkey } => (raw::IBV_WR_RDMA_READ, 0, address, rkey),
-        };
-        raw::ibv_send_wr {
-            wr_id: id,
-            next: ptr::null_mut(),
-            sg_list: ptr::null_mut(),
-            num_sge: 0,
-            opcode,
-            send_flags: if signaled { raw::IBV_SEND_SIGNALED } else { 0 },
-            invalidate_rkey,
-            remote_addr,
-            rkey,
-            _wr: [0; 5],
-            _qp_type: 0,
-            _rest: [0; 6],
-        }
+/// A work request for an operation, not yet linked to pieces and to the next.
+pub fn work(operation: Operation, id: u64, signaled: bool) -> raw::ibv_send_wr {
+    let (opcode, invalidate_rkey, remote_addr, rkey) = match operation {
+        Operation::Send => (raw::IBV_WR_SEND, 0, 0, 0),
+        Operation::SendInvalidate { rkey } => (raw::IBV_WR_SEND_WITH_INV, rkey, 0, 0),
+        Operation::Write { address, rkey } => (raw::IBV_WR_RDMA_WRITE, 0, address, rkey),
+        Operation::Read { address, rkey } => (raw::IBV_WR_RDMA_READ, 0, address, rkey),
+    };
+    raw::ibv_send_wr {
+        wr_id: id,
+        next: ptr::null_mut(),
+        sg_list: ptr::null_mut(),
+        num_sge: 0,
+        opcode,
+        send_flags: if signaled { raw::IBV_SEND_SIGNALED } else { 0 },
+        invalidate_rkey,
+        remote_addr,
+        rkey,
+        _wr: [0; 5],
+        _qp_type: 0,
+        _rest: [0; 6],
     }
-}
-
-/// How large a queue pair is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueueDepths {
-    /// Work requests of the send queue.
-    pub send: u32,
-    /// Receives, if the queue pair has a receive queue of its own.
-    pub receive: u32,
-    /// Pieces of memory of one send.
-    pub send_pieces: u32,
 }
 
 /// A reliable connected queue pair: half of a connection, which owns it.
@@ -499,10 +422,10 @@ mod tests {
 
     #[test]
     fn work_requests_carry_what_their_operation_needs() {
-        let wr = Operation::Read { address: 7 << 40, rkey: 9 }.work(3, true);
+        let wr = work(Operation::Read { address: 7 << 40, rkey: 9 }, 3, true);
         assert_eq!((wr.opcode, wr.remote_addr, wr.rkey), (raw::IBV_WR_RDMA_READ, 7 << 40, 9));
         assert_eq!((wr.wr_id, wr.send_flags), (3, raw::IBV_SEND_SIGNALED));
-        let wr = Operation::SendInvalidate { rkey: 5 }.work(4, false);
+        let wr = work(Operation::SendInvalidate { rkey: 5 }, 4, false);
         assert_eq!((wr.opcode, wr.invalidate_rkey, wr.send_flags), (raw::IBV_WR_SEND_WITH_INV, 5, 0));
         assert!(wr.next.is_null() && wr.sg_list.is_null() && wr.num_sge == 0);
     }
