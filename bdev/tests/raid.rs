@@ -147,6 +147,11 @@ fn a_short_outage_copies_what_changed() {
     (0..200).for_each(|_| w.step());
     inject(&mut w, "EE_B", "clear", "failure");
     let copied = status(&mut w).copied_blocks;
+    // It would be looked at by and by; whoever cannot wait says so.
+    let again = json!({ "raid_bdev": "R", "base_bdev": "EE_B" });
+    assert_eq!(call(&mut w, "bdev_raid_add_base_bdev", again.clone()), Ok(json!(true)));
+    let error = call(&mut w, "bdev_raid_add_base_bdev", again).unwrap_err();
+    assert!(error.message().contains("is in the array"), "{error}");
     let after = until_in_sync(&mut w);
     assert_eq!(after.copied_blocks - copied, 2 * REGION, "only two regions changed");
     for client in &mut clients {

@@ -528,6 +528,32 @@ impl Driver {
         Ok(())
     }
 
+    /// As [`Driver::take_back`], by order, for a device that the array has kept. One without a superblock is a new leg.
+    ///
+    /// # Errors
+    /// In words.
+    pub(super) fn take_again(
+        &mut self,
+        bdev: &Arc<BdevInfo>,
+        found: Option<&Superblock>,
+        id: uuid::Uuid,
+    ) -> Result<(), String> {
+        let mine = |leg: &usize| self.bdev_of(*leg).is_some_and(|of| of.id() == bdev.id());
+        let leg = (0..self.ports.len()).find(mine).ok_or("the array has just let go of it; add it again")?;
+        let array = &self.array;
+        if array.superblock().legs[leg].state != LegState::Out || array.view().legs[leg] != Standing::Out {
+            return Err("it is in the array".to_string());
+        }
+        match found {
+            Some(found) => self.take_back(leg, found),
+            None if self.ports[leg].gone => Err("it is being removed".to_string()),
+            None => {
+                self.array.admit(leg, Some(id));
+                Ok(())
+            }
+        }
+    }
+
     // ---- what goes out ----------------------------------------------------------------------------------------------------------
 
     fn run_effects(&mut self, runtime: &mut IoRuntime) -> bool {

@@ -125,6 +125,10 @@ pub async fn add_leg(system: &Arc<BdevSystem>, raid: &str, leg: &str) -> Result<
     let arrays = arrays(system);
     let turn = arrays.turn.lock().await;
     let running = arrays.get(raid).ok_or_else(|| BdevError::NotFound { name: raid.to_string() })?;
+    let bdev = system.get(leg)?;
+    if running.leg_names().iter().any(|name| name == bdev.name()) {
+        return add_again(system, &running, bdev).await;
+    }
     let claimed = claim(system, &running.name, leg)?;
     check_leg(claimed.base.bdev())?;
     let refuse = |why: &str| Err(BdevError::invalid("base_bdev", leg, why.to_string()));
@@ -159,6 +163,14 @@ pub async fn add_leg(system: &Arc<BdevSystem>, raid: &str, leg: &str) -> Result<
     .await?;
     drop(turn);
     done.map_err(|why| BdevError::invalid("base_bdev", leg, why))
+}
+
+/// Adds a device that the array has kept although its leg went out: it does so as long as the device is there.
+async fn add_again(system: &Arc<BdevSystem>, running: &Arc<Running>, bdev: Arc<BdevInfo>) -> Result<(), BdevError> {
+    let refuse = |why: String| BdevError::invalid("base_bdev", bdev.name(), why);
+    let found = superblock_of(system, &bdev).await.map_err(|why| refuse(format!("it cannot be looked at: {why}")))?;
+    let (kept, id) = (Arc::clone(&bdev), system.random_uuid());
+    ask(&running.shared, move |driver, _| driver.take_again(&kept, found.as_ref(), id)).await?.map_err(refuse)
 }
 
 /// The same, with the leg claimed; the inner error says why the array does not want it.
