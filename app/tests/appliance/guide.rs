@@ -4,85 +4,20 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
+use crate::common::guide::{Background, Guide, Terminal, root};
 use crate::common::{Scratch, Server, free_port, ringstone, wait_for};
 
 const VOLUME: &str = "nqn.2026-11.io.ringstone:vol0";
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the sources are there")
-}
+const GUIDE: Guide = Guide("docs/appliance.md");
 
-/// The code blocks of a section with their kinds, in order.
-#[track_caller]
-fn section(heading: &str) -> Vec<(String, String)> {
-    let text = fs::read_to_string(root().join("docs/appliance.md")).expect("the guide is there");
-    let mut lines = text.lines().skip_while(|line| *line != format!("## {heading}")).skip(1);
-    let mut blocks = Vec::new();
-    while let Some(line) = lines.next().filter(|line| !line.starts_with("## ")) {
-        if let Some(kind) = line.strip_prefix("```") {
-            let code: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-            blocks.push((kind.to_string(), code.join("\n")));
-        }
-    }
-    assert!(!blocks.is_empty(), "the guide has no section '{heading}' with code");
-    blocks
-}
-
-/// The shell commands of a section.
 #[track_caller]
 fn commands(heading: &str) -> Vec<String> {
-    section(heading).into_iter().filter(|(kind, _)| kind == "sh").map(|(_, code)| code).collect()
-}
-
-/// A user's terminal: `ringstone` is in the path, and its state is the server's.
-struct Terminal<'a> {
-    scratch: &'a Scratch,
-    folder: PathBuf,
-}
-
-impl Terminal<'_> {
-    fn new(scratch: &Scratch) -> Terminal<'_> {
-        for name in ["bin", "xdg", "here"] {
-            fs::create_dir(scratch.path().join(name)).expect("a new folder");
-        }
-        symlink(env!("CARGO_BIN_EXE_ringstone"), scratch.path().join("bin/ringstone")).expect("a link");
-        symlink(scratch.state(), scratch.path().join("xdg/ringstone")).expect("a link");
-        Terminal { scratch, folder: scratch.path().join("here") }
-    }
-
-    fn shell(&self, script: &str) -> Command {
-        let elsewhere = self.scratch.path().display().to_string();
-        let script = script.replace("/run/user/1000", &elsewhere).replace("/var/tmp", &elsewhere);
-        let path = std::env::var("PATH").expect("there is a path");
-        let mut command = Command::new("sh");
-        command.arg("-ec").arg(script).current_dir(&self.folder).stdin(Stdio::null());
-        command.env("PATH", format!("{elsewhere}/bin:{path}")).env("RS", root());
-        command.env("XDG_STATE_HOME", self.scratch.path().join("xdg"));
-        command
-    }
-
-    #[track_caller]
-    fn run(&self, script: &str) -> Output {
-        let output = self.shell(script).output().expect("there is a shell");
-        let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{script}\n{said}{wrong}");
-        output
-    }
-}
-
-/// A program that ends with the test.
-struct Background(Child);
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    GUIDE.commands(heading)
 }
 
 fn serve(scratch: &Scratch) -> (Server, u16) {
@@ -177,7 +112,7 @@ fn the_guide_in_rust_names_crates_that_there_are() {
     assert_eq!(found, 2, "{commands}");
     let example = fs::read_to_string(root().join("app/examples/handler.rs")).expect("the example is there");
     let (_, shown) =
-        section("In Rust").into_iter().find(|(kind, _)| kind.starts_with("rust")).expect("its end is shown");
+        GUIDE.section("In Rust").into_iter().find(|(kind, _)| kind.starts_with("rust")).expect("its end is shown");
     assert!(example.ends_with(&format!("{shown}\n")), "the example does not end with {shown}");
 }
 
@@ -198,7 +133,7 @@ fn the_guide_in_rust_leads_to_a_namespace_in_the_server_and_out_of_it() {
     };
     terminal.run(&offline(&in_rust[0]));
     terminal.folder.push("my-appliance");
-    let example = section("In a process of its own").into_iter().find(|(kind, _)| kind.starts_with("rust"));
+    let example = GUIDE.section("In a process of its own").into_iter().find(|(kind, _)| kind.starts_with("rust"));
     let (_, example) = example.expect("the guide has a program");
     fs::create_dir(terminal.folder.join("examples")).expect("a new folder");
     fs::write(terminal.folder.join("examples/process.rs"), example).expect("a new file");

@@ -4,6 +4,8 @@
 //! not come within [`PATIENCE`] is a failure.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod guide;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
