@@ -75,6 +75,8 @@ pub struct Waker {
     inner: Arc<WakerInner>,
 }
 
+/// Alone in its cache line: everybody who publishes something looks at it.
+#[repr(align(64))]
 struct WakerInner {
     sleeping: AtomicBool,
     unparker: Arc<dyn Unpark>,

@@ -120,6 +120,7 @@ pub use of_reactor::RingHome;
 mod of_reactor {
     use super::*;
     use crate::request::{Body, Fault, Home};
+    use crossbeam_utils::CachePadded;
     use reactor::{Clock, Instant};
     use std::sync::atomic::AtomicU64;
 
@@ -129,7 +130,8 @@ mod of_reactor {
         clock: Arc<dyn Clock>,
         bdev: Arc<str>,
         handler: Arc<str>,
-        faults: AtomicU64,
+        // The reactor looks at these in each round, and workers count references to the rest.
+        faults: CachePadded<AtomicU64>,
         log: Limiter,
     }
 
@@ -143,7 +145,7 @@ mod of_reactor {
             handler: Arc<str>,
         ) -> (Arc<RingHome>, Consumer<Box<Body>>) {
             let (ring, consumer) = ReturnRing::new(capacity, waker);
-            let home = RingHome { ring, clock, bdev, handler, faults: AtomicU64::new(0), log: Limiter::default() };
+            let home = RingHome { ring, clock, bdev, handler, faults: CachePadded::default(), log: Limiter::default() };
             (Arc::new(home), consumer)
         }
 

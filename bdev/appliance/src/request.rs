@@ -78,64 +78,77 @@ pub trait Home: Send + Sync {
 }
 
 /// The state of a request, for those who carry requests about; handlers see [`Request`].
+///
+/// A body goes to another core and back with every request, so its fields lie by who writes them:
+///
+/// ```text
+/// line 0      what a request says, and how it ended: goes both ways
+/// from line 1 the payload: goes there when the handler looks at it, and back
+/// last line   what never changes, and the instants of the few requests that are sampled: both cores keep it
+/// ```
+#[repr(C, align(64))]
 pub struct Body {
     /// Which request this is.
     pub id: RequestId,
-    /// Index of the channel's slot that it belongs to; always the same for one body.
-    pub slot: u32,
-    /// Index of its home in the list of the worker's thread, or [`NO_LANE`].
-    pub lane: u32,
-    /// The operation.
-    pub op: Op,
     /// First block.
     pub lba: u64,
     /// Blocks.
     pub blocks: u64,
-    /// Bytes in a block.
-    pub block_size: u32,
-    /// The reactor that submitted it.
-    pub reactor: ReactorId,
-    /// The payload.
-    pub bufs: Buffers,
-    /// Bytes that the payload had when it left; it must have as many when it comes home.
-    pub payload_bytes: u32,
     /// When it ends without the handler; [`NO_DEADLINE`]: never.
     pub deadline: Instant,
+    /// The operation.
+    pub op: Op,
+    /// Index of the channel's slot that it belongs to; always the same for one body.
+    pub slot: u32,
+    /// Index of its home in the list of the worker's thread, or [`NO_LANE`].
+    pub lane: u32,
+    /// Bytes that the payload had when it left; it must have as many when it comes home.
+    pub payload_bytes: u32,
     /// How it ended.
     pub status: IoStatus,
     /// Whether the instants below are kept.
     pub sampled: bool,
-    /// When it was submitted.
-    pub sent: Instant,
-    /// When the handler's side picked it up.
-    pub picked: Instant,
-    /// When the handler completed it.
-    pub done: Instant,
+    /// The payload.
+    pub bufs: Buffers,
+    /// Where it goes when it ends, and what else stays as it is.
+    pub fixed: Fixed,
+}
+
+/// What a body has for as long as it lives, and what few requests write.
+#[repr(C, align(64))]
+pub struct Fixed {
     /// Where it goes when it ends.
     pub home: Arc<dyn Home>,
+    /// The reactor that submitted it.
+    pub reactor: ReactorId,
+    /// Bytes in a block.
+    pub block_size: u32,
+    /// When it was submitted, if it is sampled.
+    pub sent: Instant,
+    /// When the handler's side picked it up, if it is sampled.
+    pub picked: Instant,
+    /// When the handler completed it, if it is sampled.
+    pub done: Instant,
 }
+
+const _: () = assert!(std::mem::offset_of!(Body, bufs) == 64 && size_of::<Fixed>() == 64);
 
 impl Body {
     /// A body without a request in it.
-    pub fn blank(slot: u32, reactor: ReactorId, home: Arc<dyn Home>) -> Box<Body> {
+    pub fn blank(slot: u32, reactor: ReactorId, block_size: u32, home: Arc<dyn Home>) -> Box<Body> {
         Box::new(Body {
             id: RequestId(0),
-            slot,
-            lane: NO_LANE,
-            op: Op::Flush,
             lba: 0,
             blocks: 0,
-            block_size: 0,
-            reactor,
-            bufs: Buffers::new(),
-            payload_bytes: 0,
             deadline: NO_DEADLINE,
+            op: Op::Flush,
+            slot,
+            lane: NO_LANE,
+            payload_bytes: 0,
             status: IoStatus::Success,
             sampled: false,
-            sent: Instant(0),
-            picked: Instant(0),
-            done: Instant(0),
-            home,
+            bufs: Buffers::new(),
+            fixed: Fixed { home, reactor, block_size, sent: Instant(0), picked: Instant(0), done: Instant(0) },
         })
     }
 }
@@ -207,20 +220,20 @@ impl Request {
     /// Bytes in a block.
     #[inline]
     pub fn block_size(&self) -> u32 {
-        self.body().block_size
+        self.body().fixed.block_size
     }
 
     /// First byte on the device.
     #[inline]
     pub fn offset_bytes(&self) -> u64 {
-        self.body().lba.saturating_mul(self.body().block_size.into())
+        self.body().lba.saturating_mul(self.body().fixed.block_size.into())
     }
 
     /// Bytes on the device that the operation concerns: also of those without a payload, and half the payload of a
     /// compare-and-write.
     #[inline]
     pub fn len_bytes(&self) -> u64 {
-        self.body().blocks.saturating_mul(self.body().block_size.into())
+        self.body().blocks.saturating_mul(self.body().fixed.block_size.into())
     }
 
     /// The payload: what a write brings, what a compare compares with.
@@ -247,7 +260,7 @@ impl Request {
     /// The reactor that submitted it.
     #[inline]
     pub fn reactor(&self) -> ReactorId {
-        self.body().reactor
+        self.body().fixed.reactor
     }
 
     /// Ends the request, from any thread.
@@ -265,7 +278,7 @@ impl Request {
         let Some(mut body) = self.0.take() else { return };
         body.status = status;
         if status.is_success() && bytes != u64::from(body.payload_bytes) {
-            body.home.report(&body, Fault::WrongLength { said_bytes: bytes });
+            body.fixed.home.report(&body, Fault::WrongLength { said_bytes: bytes });
             body.status = IoStatus::Failed;
         }
         go_home(body);
@@ -276,7 +289,7 @@ impl Drop for Request {
     fn drop(&mut self) {
         let Some(mut body) = self.0.take() else { return };
         let fault = if in_panic() { Fault::Panicked } else { Fault::Leaked };
-        body.home.report(&body, fault);
+        body.fixed.home.report(&body, fault);
         body.status = IoStatus::Failed;
         go_home(body);
     }
@@ -318,10 +331,10 @@ impl Completions {
         let Some(mut body) = request.0.take() else { return };
         body.status = status;
         if body.sampled {
-            body.done = body.home.now();
+            body.fixed.done = body.fixed.home.now();
         }
         if let Some(first) = self.bodies.first()
-            && !std::ptr::addr_eq(Arc::as_ptr(&first.home), Arc::as_ptr(&body.home))
+            && !std::ptr::addr_eq(Arc::as_ptr(&first.fixed.home), Arc::as_ptr(&body.fixed.home))
         {
             self.flush();
         }
@@ -343,7 +356,7 @@ impl Completions {
     pub fn flush(&mut self) {
         if let Some(first) = self.bodies.first() {
             // One count for all of them: the bodies may be gone before the home has been rung.
-            let home = Arc::clone(&first.home);
+            let home = Arc::clone(&first.fixed.home);
             home.send_all(&mut self.bodies);
         }
     }
@@ -400,20 +413,21 @@ pub fn take_home(lane: u32) {
 #[inline]
 fn go_home(mut body: Box<Body>) {
     if body.sampled {
-        body.done = body.home.now();
+        body.fixed.done = body.fixed.home.now();
     }
     let lane = body.lane as usize;
     let mut body = Some(body);
     let _ = HOMES.try_with(|homes| {
         let Ok(homes) = homes.try_borrow() else { return };
         if let Some(Some(home)) = homes.get(lane)
-            && let Some(taken) = body.take_if(|body| std::ptr::addr_eq(Arc::as_ptr(home), Arc::as_ptr(&body.home)))
+            && let Some(taken) =
+                body.take_if(|body| std::ptr::addr_eq(Arc::as_ptr(home), Arc::as_ptr(&body.fixed.home)))
         {
             home.send(taken);
         }
     });
     if let Some(body) = body {
-        let home = Arc::clone(&body.home);
+        let home = Arc::clone(&body.fixed.home);
         home.send(body);
     }
 }

@@ -246,7 +246,7 @@ impl Lane {
             self.stamp(&mut body, &done);
         }
         if body.status.is_success() && done.bytes != body.payload_bytes {
-            body.home.report(&body, Fault::WrongLength { said_bytes: done.bytes.into() });
+            body.fixed.home.report(&body, Fault::WrongLength { said_bytes: done.bytes.into() });
             self.target.count_lie();
             body.status = IoStatus::Failed;
         }
@@ -266,11 +266,11 @@ impl Lane {
         let (now, origin_ns) = (self.target.now(), self.target.origin_ns());
         let instant = |ns: u64| ns.checked_sub(origin_ns).map(Instant);
         match (instant(picked_ns), instant(done.done_ns)) {
-            (Some(picked), Some(done)) if body.sent <= picked && picked <= done && done <= now => {
-                (body.picked, body.done) = (picked, done);
+            (Some(picked), Some(done)) if body.fixed.sent <= picked && picked <= done && done <= now => {
+                (body.fixed.picked, body.fixed.done) = (picked, done);
             }
             _ => {
-                (body.picked, body.done) = (body.sent, now);
+                (body.fixed.picked, body.fixed.done) = (body.fixed.sent, now);
                 self.target.refuse_stamps(now, body);
             }
         }

@@ -200,9 +200,9 @@ impl Lane {
         body.sampled = submission.measured;
         if body.sampled {
             // By the clock: this round may have begun before the request was submitted.
-            body.picked = self.clock.now();
+            body.fixed.picked = self.clock.now();
             let picked_word = memory.shape().picked_word(submission.slot.into());
-            self.new.words.store(picked_word, self.clock.origin_ns() + body.picked.0, Ordering::Relaxed);
+            self.new.words.store(picked_word, self.clock.origin_ns() + body.fixed.picked.0, Ordering::Relaxed);
         }
         body.deadline = match submission.timeout_ns {
             NO_TIMEOUT => NO_DEADLINE,
@@ -219,9 +219,8 @@ impl Lane {
     #[cold]
     fn blank(&self, slot: u16) -> Box<Body> {
         let home: Arc<dyn Home> = Arc::clone(&self.home) as _;
-        let mut body = Body::blank(slot.into(), ReactorId(self.new.index), home);
+        let mut body = Body::blank(slot.into(), ReactorId(self.new.index), self.new.block_size, home);
         body.lane = self.home_lane;
-        body.block_size = self.new.block_size;
         body
     }
 
@@ -264,7 +263,7 @@ impl Lane {
             slot: body.slot as u16,
             status: abi::encode_status(body.status),
             bytes: body.payload_bytes,
-            done_ns: if body.sampled { self.clock.origin_ns() + body.done.0 } else { 0 },
+            done_ns: if body.sampled { self.clock.origin_ns() + body.fixed.done.0 } else { 0 },
         };
         self.completions.push(&self.new.words, completed.encode());
     }

@@ -211,10 +211,11 @@ impl World {
     }
 
     fn request(&mut self, op: Op, lba: u64, bytes: &[u8]) -> Request {
-        let mut body = Body::blank(self.free.pop().unwrap(), ReactorId(0), Arc::clone(&self.home) as Arc<dyn Home>);
+        let mut body =
+            Body::blank(self.free.pop().unwrap(), ReactorId(0), BLOCK as u32, Arc::clone(&self.home) as Arc<dyn Home>);
         body.id = RequestId(self.next);
         self.next += 1;
-        (body.op, body.lba, body.blocks, body.block_size) = (op, lba, (bytes.len() / BLOCK) as u64, BLOCK as u32);
+        (body.op, body.lba, body.blocks) = (op, lba, (bytes.len() / BLOCK) as u64);
         (body.bufs, body.payload_bytes, body.deadline) = (Buffers::from(bytes), bytes.len() as u32, NO_DEADLINE);
         Request::from_body(body)
     }

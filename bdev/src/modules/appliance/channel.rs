@@ -104,7 +104,6 @@ pub(super) struct ApplianceChannel {
     /// When what is out is given up: set by a reset or a removal.
     give_up_at: Option<Instant>,
     reserve: Option<Buffers>,
-    block_size: u32,
     until_sample: u32,
     /// The port was given something and not flushed.
     unflushed: bool,
@@ -132,7 +131,7 @@ impl ApplianceChannel {
             geometry,
         };
         let port = device.backend.open_port(&port_cx)?;
-        let body = |slot| Body::blank(slot, port_cx.reactor, Arc::clone(&port_cx.home));
+        let body = |slot| Body::blank(slot, port_cx.reactor, geometry.block_size, Arc::clone(&port_cx.home));
         Ok(ApplianceChannel {
             device: Arc::clone(device),
             port: Some(port),
@@ -150,7 +149,6 @@ impl ApplianceChannel {
             ids_end: 0,
             give_up_at: None,
             reserve: Some(Buffers::heap(RESERVE_BYTES)),
-            block_size: geometry.block_size,
             until_sample: device.settings.latency_sample.min(1),
             unflushed: false,
             stats: device.stats.channel(),
@@ -186,7 +184,7 @@ impl ApplianceChannel {
         }
         let id = self.draw_id();
         body.id = RequestId(id);
-        (body.op, body.lba, body.blocks, body.block_size) = (io.op(), io.lba(), io.blocks(), self.block_size);
+        (body.op, body.lba, body.blocks) = (io.op(), io.lba(), io.blocks());
         body.payload_bytes = body.bufs.len() as u32;
         body.deadline = deadline;
         body.sampled = self.until_sample == 1;
@@ -194,7 +192,9 @@ impl ApplianceChannel {
             0 | 1 => self.device.settings.latency_sample,
             n => n - 1,
         };
-        body.sent = cx.now();
+        if body.sampled {
+            body.fixed.sent = cx.now();
+        }
         let index = body.slot;
         let Some(port) = &mut self.port else { unreachable!("a closed channel gets no I/O") };
         if let Err(mut body) = port.send(body, cx.now()) {
@@ -297,7 +297,7 @@ impl ApplianceChannel {
         };
         let mut status = body.status;
         if bufs.len() != body.payload_bytes as usize {
-            body.home.report(&body, Fault::WrongLength { said_bytes: bufs.len() as u64 });
+            body.fixed.home.report(&body, Fault::WrongLength { said_bytes: bufs.len() as u64 });
             status = IoStatus::Failed;
             self.give_back(bufs, lent, cx);
         } else if lent == Lent::Own {
@@ -313,9 +313,9 @@ impl ApplianceChannel {
             self.give_back(bufs, lent, cx);
         }
         if body.sampled {
-            self.stats.in_ring.record(body.picked.nanos_since(body.sent));
-            self.stats.in_handler.record(body.done.nanos_since(body.picked));
-            self.stats.going_home.record(cx.now().nanos_since(body.done));
+            self.stats.in_ring.record(body.fixed.picked.nanos_since(body.fixed.sent));
+            self.stats.in_handler.record(body.fixed.done.nanos_since(body.fixed.picked));
+            self.stats.going_home.record(cx.now().nanos_since(body.fixed.done));
         }
         self.stats.completed.add(1);
         self.free.push(body);

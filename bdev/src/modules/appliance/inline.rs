@@ -168,7 +168,9 @@ impl Port for InlinePort {
             }
         }
         let Some(inline) = &mut self.inline else { return Err(body) };
-        body.picked = now;
+        if body.sampled {
+            body.fixed.picked = now;
+        }
         let request = Request::from_body(body);
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| inline.handle(request))) {
             self.panicked(&*panic, now);

@@ -28,8 +28,10 @@ use std::time::Duration;
 use appliance::placement::Placer;
 use appliance::request::{Body, Home, NO_LANE, drop_after_panic, lend_home, take_home};
 use appliance::{Batch, Capabilities, Handler, IoStatus, Request, RequestId, Worker, WorkerCx};
+use crossbeam_utils::CachePadded;
 use futures_channel::oneshot;
 use futures_util::future::{BoxFuture, Either, select};
+use reactor::buffer::prefetch_value;
 use reactor::park::Waker;
 use reactor::reactor::{LoneReactor, PollPolicy};
 use reactor::ring::{Consumer, Producer, ring};
@@ -73,6 +75,12 @@ struct Shared {
     called: AtomicBool,
     /// Its thread is gone.
     dead: AtomicBool,
+    // The channels look at the above for each request, and the worker writes these in each round.
+    counts: CachePadded<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
     requests: AtomicU64,
     batches: AtomicU64,
     panics: AtomicU64,
@@ -265,9 +273,9 @@ impl Backend for Workers {
     fn stats(&self) -> Value {
         let worker = |shared: &Arc<Shared>| {
             json!({
-                "requests": shared.requests.load(Ordering::Relaxed),
-                "batches": shared.batches.load(Ordering::Relaxed),
-                "panics": shared.panics.load(Ordering::Relaxed),
+                "requests": shared.counts.requests.load(Ordering::Relaxed),
+                "batches": shared.counts.batches.load(Ordering::Relaxed),
+                "panics": shared.counts.panics.load(Ordering::Relaxed),
                 "running": !shared.dead.load(Ordering::Relaxed),
             })
         };
@@ -394,6 +402,7 @@ impl Start {
             worker: None,
             restart_at: Instant(0),
             links: Vec::new(),
+            picked: Vec::with_capacity(ROUND),
             batch: Batch::with_capacity(ROUND),
             resizes: VecDeque::new(),
             resizing: false,
@@ -425,6 +434,8 @@ struct WorkerPoller {
     /// When a worker that is gone may be made again.
     restart_at: Instant,
     links: Vec<Link>,
+    /// Taken from a ring in this round and not looked at.
+    picked: Vec<Request>,
     batch: Batch,
     /// Changes of size, in order. The handler has accepted the first, if `resizing`.
     resizes: VecDeque<(u64, oneshot::Sender<io::Result<()>>)>,
@@ -445,7 +456,7 @@ impl WorkerPoller {
 
     /// The handler's code has panicked: its worker goes, and with it the requests that it holds.
     fn panicked(&mut self, panic: &(dyn Any + Send)) {
-        self.shared.panics.fetch_add(1, Ordering::Relaxed);
+        self.shared.counts.panics.fetch_add(1, Ordering::Relaxed);
         tracing::error!(
             bdev = &*self.names.bdev,
             handler = &*self.names.handler,
@@ -573,9 +584,16 @@ impl WorkerPoller {
             let lane = link.lane;
             let cancelled_below = link.tie.cancelled_below.load(Ordering::Acquire);
             count += link.ring.pop_batch(round, |request| {
+                // The reactor had it last; it is looked at when all have been taken.
+                prefetch_value(request.body());
+                self.picked.push(request);
+            });
+            for request in self.picked.drain(..) {
                 let mut body = request.into_body();
                 body.lane = lane;
-                body.picked = now;
+                if body.sampled {
+                    body.fixed.picked = now;
+                }
                 let (id, deadline) = (body.id, body.deadline);
                 let request = Request::from_body(body);
                 if id.0 < cancelled_below {
@@ -585,7 +603,7 @@ impl WorkerPoller {
                 } else {
                     batch.push(request);
                 }
-            });
+            }
         }
         count
     }
@@ -667,8 +685,8 @@ impl Poller for WorkerPoller {
         }));
         busy |= count > 0 || self.batch.len() < offered;
         if count > 0 {
-            self.shared.requests.fetch_add(count as u64, Ordering::Relaxed);
-            self.shared.batches.fetch_add(1, Ordering::Relaxed);
+            self.shared.counts.requests.fetch_add(count as u64, Ordering::Relaxed);
+            self.shared.counts.batches.fetch_add(1, Ordering::Relaxed);
         }
         match result {
             Ok(polled) => busy |= polled,

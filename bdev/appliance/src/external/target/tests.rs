@@ -114,7 +114,8 @@ impl World {
             RingHome::new(DEPTH as usize, waker.clone(), Arc::clone(&clock), Arc::from("vol"), Arc::from("external"));
         let lane = Some(Lane::open(&target, 0, waker).unwrap());
         let home: Arc<dyn Home> = home;
-        let free = (0..DEPTH).rev().map(|slot| Body::blank(slot, ReactorId(0), Arc::clone(&home))).collect();
+        let free =
+            (0..DEPTH).rev().map(|slot| Body::blank(slot, ReactorId(0), BLOCK as u32, Arc::clone(&home))).collect();
         World { lane, target, clock, free, next_id: 1, sent: Instant(0), done: HashMap::new(), _scratch: scratch }
     }
 
@@ -136,13 +137,12 @@ impl World {
         self.next_id += 1;
         body.id = RequestId(id);
         (body.op, body.lba, body.blocks) = (op, lba, (bytes.len() / BLOCK) as u64);
-        body.block_size = BLOCK as u32;
         body.payload_bytes = bytes.len() as u32;
         body.bufs = Buffers::from(&bytes[..]);
         body.deadline = deadline;
         body.status = IoStatus::Success;
         let now = self.clock.now();
-        (body.sampled, body.sent) = (true, now);
+        (body.sampled, body.fixed.sent) = (true, now);
         self.sent = now;
         self.lane().send(body, now);
         self.lane().flush();

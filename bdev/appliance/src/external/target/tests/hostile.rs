@@ -174,7 +174,7 @@ fn the_process_says_when_it_had_a_request_and_is_believed_within_reason() {
         });
         assert_eq!((body.id.0, body.status), (id, IoStatus::Success));
         body.bufs = Buffers::new();
-        let times = (body.sent, body.picked, body.done);
+        let times = (body.fixed.sent, body.fixed.picked, body.fixed.done);
         world.free.push(body);
         times
     };
