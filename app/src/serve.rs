@@ -72,9 +72,13 @@ pub struct Options {
     /// Cores to run reactors on, as in 0,2-3 [default: the first half of those allowed].
     #[arg(long, short = 'm', value_name = "LIST", value_parser = cores::parse)]
     cores: Option<Cores>,
-    /// adaptive: spin under load, sleep when idle. busy: never sleep. sleep: never spin.
+    /// adaptive: spin under load, sleep when idle. busy: never sleep. sleep: never spin. coalesce: never spin, and take what comes
+    /// within --coalesce-us together.
     #[arg(long, value_enum, default_value_t = Poll::Adaptive)]
     poll: Poll,
+    /// How long --poll coalesce lets work come together, in microseconds.
+    #[arg(long, value_name = "US", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    coalesce_us: u64,
     /// Start with no volume, transport or listener, whatever was saved.
     #[arg(long)]
     empty: bool,
@@ -94,6 +98,7 @@ enum Poll {
     Adaptive,
     Busy,
     Sleep,
+    Coalesce,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -157,6 +162,7 @@ fn run(options: &Options, log: &Arc<Log>) -> Result<(), String> {
         Poll::Adaptive => PollPolicy::default(),
         Poll::Busy => PollPolicy::Busy,
         Poll::Sleep => PollPolicy::Sleep,
+        Poll::Coalesce => PollPolicy::Coalesce { gap: Duration::from_micros(options.coalesce_us) },
     };
     let configs: Vec<_> = cores
         .iter()

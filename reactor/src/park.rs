@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +59,9 @@ pub trait Parker {
     /// # Errors
     /// Only for faults of the host; interruption by a signal is not one.
     fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<Ready>) -> io::Result<()>;
+
+    /// Gives the processor away for `time`, whatever becomes ready meanwhile.
+    fn pause(&mut self, time: Duration);
 
     /// What ends a `wait` from another thread.
     fn unparker(&self) -> Arc<dyn Unpark>;
@@ -154,6 +158,8 @@ pub struct EpollParker {
     epoll: OwnedFd,
     wake: Arc<EventFd>,
     events: Vec<epoll::Event>,
+    /// The host was asked to keep this thread's timers to the point.
+    exact: bool,
 }
 
 impl EpollParker {
@@ -166,7 +172,12 @@ impl EpollParker {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE_TOKEN), flags)?;
-        Ok(EpollParker { epoll, wake: Arc::new(EventFd(wake)), events: Vec::with_capacity(EVENTS_PER_WAIT) })
+        Ok(EpollParker {
+            epoll,
+            wake: Arc::new(EventFd(wake)),
+            events: Vec::with_capacity(EVENTS_PER_WAIT),
+            exact: false,
+        })
     }
 
     /// Borrows a descriptor that its owner reported as a [`Source`].
@@ -221,6 +232,15 @@ impl Parker for EpollParker {
             });
         }
         Ok(())
+    }
+
+    fn pause(&mut self, time: Duration) {
+        if !self.exact {
+            self.exact = true;
+            // The host adds 50 us to each pause otherwise; where it refuses, pauses are that much longer.
+            let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        }
+        std::thread::sleep(time);
     }
 
     fn unparker(&self) -> Arc<dyn Unpark> {

@@ -2,13 +2,16 @@ use super::*;
 use crate::buffer::Region;
 use crate::file::{FileEngine, Files};
 use crate::net::{Network, OsNetwork};
-use crate::park::EpollParker;
+use crate::park::{EpollParker, Unpark};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The host's parker and sockets under a clock that a test sets.
 #[derive(Default)]
 struct TestPlatform {
     clock: Arc<TestClock>,
+    /// The parker, in place of the host's.
+    journal: Mutex<Option<Journal>>,
 }
 
 #[derive(Default)]
@@ -31,7 +34,10 @@ impl Platform for TestPlatform {
         unreachable!("these tests open no files")
     }
     fn parker(&self) -> io::Result<Box<dyn Parker>> {
-        Ok(Box::new(EpollParker::new()?))
+        match self.journal.lock().unwrap().take() {
+            Some(journal) => Ok(Box::new(journal)),
+            None => Ok(Box::new(EpollParker::new()?)),
+        }
     }
     fn file_engine(&self, _: Region, _: &mut dyn Parker) -> io::Result<Box<dyn FileEngine>> {
         unreachable!("these tests open no files")
@@ -55,6 +61,69 @@ fn single() -> (Reactor, Arc<TestClock>) {
     let group = vec![reactor.handle()];
     reactor.join_group(group);
     (reactor, clock)
+}
+
+/// A parker whose pauses and sleeps take the clock on, and are written down.
+struct Journal {
+    clock: Arc<TestClock>,
+    pauses_us: Arc<Mutex<Vec<u64>>>,
+    asleep: Arc<AtomicBool>,
+}
+
+impl Parker for Journal {
+    fn watch(&mut self, _: Source, _: u64) -> io::Result<()> {
+        unreachable!("nothing is watched")
+    }
+    fn unwatch(&mut self, _: Source) {}
+    fn wait(&mut self, timeout: Option<Duration>, _: &mut Vec<Ready>) -> io::Result<()> {
+        self.asleep.fetch_or(timeout != Some(Duration::ZERO), Ordering::Relaxed);
+        Ok(())
+    }
+    fn pause(&mut self, time: Duration) {
+        self.clock.0.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        self.pauses_us.lock().unwrap().push(time.as_micros() as u64);
+    }
+    fn unparker(&self) -> Arc<dyn Unpark> {
+        Arc::new(NobodyParks)
+    }
+}
+
+struct NobodyParks;
+
+impl Unpark for NobodyParks {
+    fn unpark(&self) {}
+}
+
+/// Works for a number of steps, and ends the reactor once it has slept.
+struct UntilAsleep(Countdown, Arc<AtomicBool>);
+
+impl Poller for UntilAsleep {
+    fn poll(&mut self, cx: &mut Context) -> Progress {
+        if self.1.load(Ordering::Relaxed) {
+            cx.stop();
+        }
+        self.0.poll(cx)
+    }
+}
+
+#[test]
+fn a_reactor_that_coalesces_pauses_between_looks_and_sleeps_when_nothing_comes_any_more() {
+    let clock = Arc::new(TestClock::default());
+    let (pauses_us, asleep) = (Arc::<Mutex<Vec<u64>>>::default(), Arc::<AtomicBool>::default());
+    let journal = Journal { clock: Arc::clone(&clock), pauses_us: Arc::clone(&pauses_us), asleep: Arc::clone(&asleep) };
+    let platform = TestPlatform { clock, journal: Mutex::new(Some(journal)) };
+    let policy = PollPolicy::Coalesce { gap: Duration::from_micros(300) };
+    let mut reactor = Reactor::new(config(0, policy), Arc::new(platform)).unwrap();
+    let group = vec![reactor.handle()];
+    reactor.join_group(group);
+    let cx = reactor.context();
+    cx.add_poller("timed", Schedule::Every(Duration::from_micros(400)), Box::new(Countdown(0)));
+    cx.add_poller("work", Schedule::Active, Box::new(UntilAsleep(Countdown(3), asleep)));
+    reactor.run().unwrap();
+    // The pollers work from 300 us on. No pause passes the timed one's turn, and a millisecond after the last work there are
+    // no more of them.
+    assert_eq!(*pauses_us.lock().unwrap(), [300, 100, 300, 100, 300, 100, 300]);
+    assert_eq!(reactor.context().stats().sleeps, 1);
 }
 
 struct Countdown(u32);
@@ -180,7 +249,8 @@ fn sleepers_wake_for_messages_sockets_and_deadlines() {
         }
     }
 
-    for policy in [PollPolicy::Sleep, PollPolicy::Busy, PollPolicy::default()] {
+    let coalesce = PollPolicy::Coalesce { gap: Duration::from_micros(50) };
+    for policy in [PollPolicy::Sleep, PollPolicy::Busy, PollPolicy::default(), coalesce] {
         let platform: Arc<dyn Platform> = Arc::new(TestPlatform::default());
         let reactors = ReactorThreads::start(&platform, &[config(0, policy), config(1, policy)], |_| Ok(())).unwrap();
         let mut listener = OsNetwork.listen("127.0.0.1:0".parse().unwrap(), 4).unwrap();

@@ -160,6 +160,10 @@ impl Parker for SimParker {
         Ok(())
     }
 
+    fn pause(&mut self, _: Duration) {
+        unreachable!("the simulator steps its reactors itself, and none of them runs");
+    }
+
     fn unparker(&self) -> Arc<dyn Unpark> {
         let state = self.sim.lock();
         Arc::clone(state.parks.flags(self.index)) as Arc<dyn Unpark>
