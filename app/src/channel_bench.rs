@@ -115,6 +115,35 @@ impl Drop for Closing<'_> {
     }
 }
 
+/// What a side does when nothing has moved.
+#[derive(Debug, Default)]
+struct Idle {
+    /// Rounds without anything, one after the other.
+    rounds: u32,
+    /// Whether it is about time spent, and not about the other end's: nobody else is given the processor for long.
+    measured: bool,
+}
+
+impl Idle {
+    /// Rounds after which a side that is not measured sleeps: software devices need a processor to move data.
+    const PATIENCE: u32 = 20;
+    const NAP: Duration = Duration::from_micros(50);
+
+    fn measured() -> Idle {
+        Idle { rounds: 0, measured: true }
+    }
+
+    /// After a round in which something moved, or nothing.
+    fn after(&mut self, busy: bool) {
+        self.rounds = if busy { 0 } else { self.rounds.saturating_add(1) };
+        match self.rounds {
+            0 => {}
+            rounds if self.measured || rounds < Idle::PATIENCE => std::thread::yield_now(),
+            _ => std::thread::sleep(Idle::NAP),
+        }
+    }
+}
+
 /// Byte `at` of the stream that a check sends.
 fn pattern(at: u64) -> u8 {
     (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as u8
@@ -313,6 +342,7 @@ impl Served {
 fn serve(mut listener: ChannelListener, stop: &AtomicBool, patient: bool) -> Result<(), String> {
     let clock = OsClock::default();
     let mut served: Vec<Served> = Vec::new();
+    let mut idle = if patient { Idle::default() } else { Idle::measured() };
     while !stop.load(Ordering::Acquire) {
         let now = clock.now();
         let mut busy = false;
@@ -342,9 +372,7 @@ fn serve(mut listener: ChannelListener, stop: &AtomicBool, patient: bool) -> Res
             Some(error) => return Err(error),
             None => {}
         }
-        if !busy {
-            std::thread::yield_now();
-        }
+        idle.after(busy);
     }
     Ok(())
 }
@@ -357,6 +385,7 @@ fn check(options: &Options, addr: SocketAddr, config: SessionConfig) -> Result<(
     let clock = OsClock::default();
     let began = clock.now();
     let count = u64::from(options.channels);
+    let mut idle = Idle::default();
     let mut channels = Vec::new();
     for n in 0..count {
         let total = options.bytes / count + u64::from(n < options.bytes % count);
@@ -376,9 +405,7 @@ fn check(options: &Options, addr: SocketAddr, config: SessionConfig) -> Result<(
                 busy |= duplex.step(channel, now).map_err(|e| format!("channel {n}: {e}"))?;
             }
         }
-        if !busy {
-            std::thread::yield_now();
-        }
+        idle.after(busy);
     }
     let got: u64 = channels.iter().map(|(_, duplex)| duplex.got).sum();
     let seconds = clock.now().since(began).as_secs_f64();

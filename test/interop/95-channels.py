@@ -1,6 +1,7 @@
-"""channels over soft-RoCE: what is missing is named, all transports are compared, data is right both ways"""
+"""channels over soft-RoCE: what is missing is named, data is right both ways, the death of either end is noticed"""
 
 import json
+import random
 
 TARGETS = ("ringstone",)
 ADDRESS = "10.0.2.15"
@@ -41,8 +42,42 @@ def test(t):
     print(json.dumps(results))
 
     listen(t, 7001, "rsocket")
-    # More at once, and killing a side, wait for an answer to why the closing thread crashes in the C library then: about every
-    # other run with 16 channels did.
-    done = bench(t, f"--transport rsocket --connect {ADDRESS}:7001 --channels 1 --bytes {BYTES_EACH_WAY} {PATIENT}")
-    t.equal(done["checked_bytes"], BYTES_EACH_WAY, "bytes over a channel")
+    # More than three at once need the care that the module on rsockets tells of; where it is not taken, one run in two of 16
+    # ends with a segmentation fault.
+    for channels in (1, 2, 4, 8, 16, 16, 16, 16):
+        done = bench(t, f"--transport rsocket --connect {ADDRESS}:7001 --channels {channels} --bytes {BYTES_EACH_WAY} {PATIENT}")
+        t.equal(done["checked_bytes"], BYTES_EACH_WAY, f"bytes over {channels} channels")
+
+    for turn in range(2):
+        kill_a_side(t, 7100 + turn, random.random())
+    # The one that served throughout still does.
+    done = bench(t, f"--transport rsocket --connect {ADDRESS}:7001 --channels 2 --bytes {1 << 16} {PATIENT}")
+    t.equal(done["checked_bytes"], 1 << 16, "bytes after all that")
     t.sh("kill -9 $(cat /run/listen-7001.pid)")
+
+
+def kill_a_side(t, port, moment):
+    """kill -9 of the serving end at a random moment of a transfer; then of the other one."""
+    forever = 1 << 40
+    silence = "--silence-ms 5000"
+    server = listen(t, port, "rsocket", silence)
+    connect = f"{BENCH} --transport rsocket --connect {ADDRESS}:{port} --channels 4 --bytes {forever} {silence}"
+    client = t.guest.start(f"{connect} 2>&1")
+    t.sh(f"usleep {int(moment * 3e6)}; kill -9 $(cat /run/listen-{port}.pid)")
+    ended = client.wait(240, check=False)
+    t.equal(ended.status, 1, f"the client whose server was killed: {ended}")
+    t.check("ringstone: " in ended.out, f"it says what happened: {ended}")
+    t.check("not permitted" not in ended.out, f"it says what happened, and not what did not: {ended}")
+    server.wait(240, check=False)
+
+    server = listen(t, port + 10, "rsocket", silence)
+    connect = connect.replace(f":{port} ", f":{port + 10} ")
+    client = t.guest.start(f"echo $$ >/run/client.pid; exec {connect}")
+    t.sh(f"usleep {int(moment * 3e6) + 1000000}; kill -9 $(cat /run/client.pid)")
+    client.wait(240, check=False)
+    # Its channels end, if they had begun, and the server goes on. Where everything is emulated, the greeting may take longer
+    # than is allowed for it.
+    again = f"{BENCH} --transport rsocket --connect {ADDRESS}:{port + 10} --bytes {1 << 16} {PATIENT}"
+    t.eventually(f"{again} 2>&1 | tee /run/again; grep -q '{1 << 16} bytes each way' /run/again", 240)
+    t.sh(f"kill -9 $(cat /run/listen-{port + 10}.pid)")
+    server.wait(240, check=False)

@@ -227,8 +227,8 @@ pub struct RsocketWires {
     options: RsocketOptions,
 }
 
-/// rsockets that one [`RsocketWires`] has open at once, listeners included.
-pub const MAX_RSOCKETS: usize = 256;
+/// rsockets that one [`RsocketWires`] has open at once, listeners included. A process may not have more altogether.
+pub const MAX_RSOCKETS: usize = verbs::MAX_CONNECTIONS + verbs::MAX_LISTENERS;
 
 impl RsocketWires {
     /// With queues and buffers as `options` says.

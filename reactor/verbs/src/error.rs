@@ -44,6 +44,13 @@ pub enum Error {
     },
     /// The connection manager's device file is missing.
     NoConnectionManager(io::Error),
+    /// librdmacm may have no more rsockets in this process.
+    TooManyRsockets {
+        /// How many there are.
+        limit: usize,
+        /// Whether that is of listeners, or of connections.
+        listeners: bool,
+    },
     /// A call failed.
     Call {
         /// The function.
@@ -114,6 +121,13 @@ impl fmt::Display for Error {
             ),
             Error::UnknownDevice { name, present } => {
                 write!(f, "there is no RDMA device {name:?}; there is {}", present.join(", "))
+            }
+            Error::TooManyRsockets { limit, listeners } => {
+                let kind = if *listeners { "listeners" } else { "connections" };
+                write!(
+                    f,
+                    "{limit} {kind} over rsockets are open or being closed, which is as many as a process may have: use fewer"
+                )
             }
             Error::NoConnectionManager(error) => {
                 write!(f, "the RDMA connection manager cannot be used: {error}; load the kernel module rdma_ucm")
