@@ -671,7 +671,17 @@ impl Reactor {
         self.publish_stats();
     }
 
+    /// Done each time that there is nothing to do any more, so names are copied only when pollers have come or gone.
     fn publish_stats(&mut self) {
+        let published = &mut self.cx.poller_stats;
+        let same = published.len() == self.pollers.len()
+            && published.iter().zip(&self.pollers).all(|(published, entry)| published.id == entry.stats.id);
+        if same {
+            for (published, PollerEntry { stats, .. }) in published.iter_mut().zip(&self.pollers) {
+                (published.run_count, published.busy_count) = (stats.run_count, stats.busy_count);
+            }
+            return;
+        }
         self.cx.poller_stats.clear();
         self.cx.poller_stats.extend(self.pollers.iter().map(|entry| entry.stats.clone()));
     }

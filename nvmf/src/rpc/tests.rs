@@ -226,6 +226,7 @@ fn controllers_queue_pairs_and_poll_groups_are_shown() {
             max_io_queues: 4.into(),
             ready: true.into(),
             dead: false.into(),
+            dead_since: 0.into(),
             traffic: false.into(),
             io_queues: [(1, ReactorId(0)), (2, ReactorId(1))].into_iter().collect::<BTreeMap<_, _>>().into(),
             counters: IoCounters::default(),

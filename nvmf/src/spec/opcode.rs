@@ -131,6 +131,11 @@ pub mod io {
     pub const COPY: u8 = 0x19;
     /// I/O Management Send.
     pub const IO_MANAGEMENT_SEND: u8 = 0x1d;
+
+    /// Whether a command changes what is stored.
+    pub const fn writes(opcode: u8) -> bool {
+        matches!(opcode, WRITE | WRITE_UNCORRECTABLE | WRITE_ZEROES | DATASET_MANAGEMENT | COPY)
+    }
 }
 
 /// Fabrics command types (FCTYPE).

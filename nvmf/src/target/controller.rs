@@ -54,6 +54,9 @@ pub(super) use events::{Event, Events};
 pub const ASSOCIATION_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a discovery controller without keep alive timeout waits for a command (Base 3.1.3.3.1).
 pub const DISCOVERY_ACTIVITY_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long a host is kept out whose earlier association is over and has left commands that write and do not end (CQT).
+/// Others are let in sooner; nobody is kept out for ever by a device that hangs.
+pub const COMMAND_QUIESCE_TIME: Duration = Duration::from_secs(5);
 /// Abort commands that may be under way at once (ACL, a count).
 pub const MAX_ABORTS: u8 = 4;
 /// CAP.TO and CRTO.CRWMT: 10 s, in units of 500 ms. Becoming ready takes none; this is for closing the I/O queues of a

@@ -2,6 +2,7 @@
 
 use bdev::core::{Geometry, IoStatus, Op};
 use reactor::Buffers;
+use smallvec::SmallVec;
 use zerocopy::FromBytes;
 
 use crate::spec::command::{BlockRange, Copy, CopyRange, DatasetManagement, DsmRange};
@@ -22,10 +23,13 @@ pub(super) enum Plan {
     /// One operation with the command's payload.
     One(Piece),
     /// Several, without payload; the command succeeds when all do.
-    Many(Vec<Piece>),
+    Many(Pieces),
     /// Nothing to do.
     Done,
 }
+
+/// Operations of one command: those of a few ranges need no memory of their own.
+pub(super) type Pieces = SmallVec<[Piece; 4]>;
 
 /// Largest number of ranges in one Copy that is reported (MSRC, a count).
 pub const MAX_COPY_RANGES: u16 = 16;
@@ -105,7 +109,7 @@ fn deallocate(dsm: &DatasetManagement, geometry: &Geometry, data: &Buffers) -> R
     if data.len() < count * size_of::<DsmRange>() {
         return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
     }
-    let mut pieces = Vec::with_capacity(count);
+    let mut pieces = Pieces::with_capacity(count);
     for index in 0..count {
         let mut bytes = [0; size_of::<DsmRange>()];
         data.read_at(index * size_of::<DsmRange>(), &mut bytes);
@@ -132,7 +136,7 @@ fn copy_ranges(copy: &Copy, geometry: &Geometry, data: &Buffers) -> Result<Plan,
     if data.len() < count * size_of::<CopyRange>() {
         return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
     }
-    let mut pieces: Vec<Piece> = Vec::with_capacity(count);
+    let mut pieces = Pieces::with_capacity(count);
     let mut to = copy.sdlba;
     for index in 0..count {
         let mut bytes = [0; size_of::<CopyRange>()];

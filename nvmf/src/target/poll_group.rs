@@ -108,6 +108,8 @@ struct AdminQueue {
 struct IoQueue {
     shared: Arc<ControllerShared>,
     qid: u16,
+    /// It is in its controller's list of I/O queues.
+    listed: bool,
     /// Key of the subsystem in [`PollGroup::subsystems`].
     subsystem: usize,
     /// The first half of a fused operation, waiting for the second.
@@ -389,7 +391,8 @@ impl PollGroup {
 
     fn flush_all(&mut self, runtime: &mut IoRuntime) -> bool {
         let busy = !self.flushing.is_empty();
-        for index in std::mem::take(&mut self.flushing) {
+        // Drained in place: it keeps its memory from one poll to the next.
+        for index in self.flushing.drain(..) {
             let Some(qp) = self.qpairs.get_mut(index) else { continue };
             qp.flushing = false;
             add_tally(qp);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use reactor::ReactorId;
+use reactor::{Instant, ReactorId};
 
 use super::controller::{ErrorLog, ErrorRecord};
 use super::view::ListenAddress;
@@ -32,9 +32,12 @@ pub struct ControllerShared {
     pub ready: AtomicBool,
     /// The association is over: every queue closes.
     pub dead: AtomicBool,
+    /// Since when, as an [`Instant`].
+    pub dead_since: AtomicU64,
     /// Traffic since the keep alive timer was last looked at (TBKAS, Base 3.9.4.1).
     pub traffic: AtomicBool,
-    /// Connected I/O queues by QID, and the reactor of each.
+    /// Connected I/O queues by QID, and the reactor of each; those that have closed, too, while commands of theirs that
+    /// write have not ended.
     pub io_queues: Mutex<BTreeMap<u16, ReactorId>>,
     /// What its I/O queues did.
     pub counters: IoCounters,
@@ -121,12 +124,13 @@ impl ControllerTable {
         self.lock().by_id.values().filter(|controller| controller.subnqn == subnqn).map(Arc::clone).collect()
     }
 
-    /// Whether commands of an association of this host that is over may still be executing. A new one must wait: a write of
-    /// the old could land behind one of the new (Base 9.6).
-    pub fn is_draining(&self, subnqn: &str, hostid: &[u8; 16]) -> bool {
+    /// Since when an association of this host is over of which commands that write are still executing: the latest, if
+    /// there are several. A write of the old could land behind one of a new one (Base 9.6).
+    pub fn draining_since(&self, subnqn: &str, hostid: &[u8; 16]) -> Option<Instant> {
         let table = self.lock();
-        let mut controllers = table.by_id.values().filter(|c| c.subnqn == subnqn && c.hostid == *hostid);
-        controllers.any(|controller| controller.is_dead() && !controller.io_queues().is_empty())
+        let controllers = table.by_id.values().filter(|c| c.subnqn == subnqn && c.hostid == *hostid);
+        let draining = controllers.filter(|controller| controller.is_dead() && !controller.io_queues().is_empty());
+        draining.map(|controller| Instant(controller.dead_since.load(Ordering::Relaxed))).max()
     }
 
     /// Takes a controller out when its last queue has closed.
@@ -147,7 +151,8 @@ impl ControllerTable {
 
 impl ControllerShared {
     /// Ends the association: its queues close as their reactors notice.
-    pub fn kill(&self) {
+    pub fn kill(&self, now: Instant) {
+        self.dead_since.store(now.0, Ordering::Relaxed);
         self.dead.store(true, Ordering::Release);
         self.ready.store(false, Ordering::Release);
     }

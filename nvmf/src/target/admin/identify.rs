@@ -23,7 +23,9 @@ use crate::spec::identify::{
     ctratt, lpa, nsfeat, oncs, sgls,
 };
 use crate::spec::{Status, log};
-use crate::target::controller::{Controller, ERROR_LOG_ENTRIES, Kind, MAX_ABORTS, MAX_EVENT_REQUESTS};
+use crate::target::controller::{
+    COMMAND_QUIESCE_TIME, Controller, ERROR_LOG_ENTRIES, Kind, MAX_ABORTS, MAX_EVENT_REQUESTS,
+};
 use crate::target::io::MAX_COPY_RANGES;
 use crate::target::view::{DISCOVERY_NQN, NamespaceView, SubsystemView, TransportKind};
 
@@ -164,6 +166,7 @@ impl Controller {
         id.cntrltype = cntrltype::IO;
         id.cmic = cmic::MULTI_PORT | cmic::MULTI_CONTROLLER;
         id.acl = MAX_ABORTS - 1;
+        id.cqt.set(COMMAND_QUIESCE_TIME.as_millis() as u16);
         id.frmw = FIRMWARE_SLOTS;
         id.lpa = lpa::COMMAND_EFFECTS | lpa::EXTENDED_DATA | lpa::SUPPORTED_LOG_PAGES;
         id.sqes = SQ_ENTRY_SIZES;

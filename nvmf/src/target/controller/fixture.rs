@@ -142,6 +142,7 @@ pub(in crate::target) fn shared(subnqn: &str, incarnation: u64) -> ControllerSha
         max_io_queues: AtomicU32::new(127),
         ready: AtomicBool::new(false),
         dead: AtomicBool::new(false),
+        dead_since: Default::default(),
         traffic: AtomicBool::new(false),
         io_queues: Default::default(),
         counters: Default::default(),

@@ -768,7 +768,7 @@ mod connect {
         shared.ready.store(false, Ordering::Relaxed);
         assert_eq!(refused(command(1, 128), data(NQN, HOST, 1)), InvalidParameter::QID);
         shared.ready.store(true, Ordering::Relaxed);
-        shared.kill();
+        shared.kill(Instant(0));
         assert_eq!(refused(command(1, 128), data(NQN, HOST, 1)), InvalidParameter::CNTLID);
     }
 

@@ -16,7 +16,7 @@ use crate::target::transport::{AbortOutcome, Event};
 use crate::target::view::AnaState;
 
 /// What a completion's mark says: queue pair, its generation, slot.
-fn mark(index: usize, generation: u32, slot: u16) -> u64 {
+pub(super) fn mark(index: usize, generation: u32, slot: u16) -> u64 {
     debug_assert!(index < 1 << 16);
     (generation as u64) << 32 | (index as u64) << 16 | u64::from(slot)
 }
@@ -322,7 +322,7 @@ impl PollGroup {
     }
 
     /// Submits the pieces of one command. At most 256, as the wire says.
-    fn submit_many(&mut self, runtime: &mut IoRuntime, at: At, origin: Origin, namespace: usize, pieces: Vec<Piece>) {
+    fn submit_many(&mut self, runtime: &mut IoRuntime, at: At, origin: Origin, namespace: usize, pieces: io::Pieces) {
         let left = pieces.len() as u32;
         let work = Work::Io { namespace, left, status: Status::SUCCESS, to_host: false, fused_with: None, origin };
         for piece in pieces {

@@ -1,19 +1,20 @@
 //! From a new connection to a queue of a controller, and its end.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use bdev::core::IoRuntime;
-use reactor::{Buffers, Context, ReactorId};
+use bdev::core::{IoRuntime, IoTag};
+use reactor::{Buffers, Context, Instant, ReactorId};
 
+use super::commands::mark;
 use super::{AdminQueue, IoQueue, LocalSubsystem, MAX_QPAIRS, PollGroup, Qp, Role, Tally, Work, qpair_key};
 use crate::spec::command::Connect;
 use crate::spec::fabrics::{ConnectData, ConnectResult, InvalidParameter};
-use crate::spec::opcode::FABRICS;
+use crate::spec::opcode::{self, FABRICS};
 use crate::spec::{Cqe, FabricsCommand, Sqe, Status};
 use crate::target::connect::{self, ConnectError};
-use crate::target::controller::{Controller, ControllerConfig, Kind};
-use crate::target::shared::{ControllerShared, IoCounters};
+use crate::target::controller::{COMMAND_QUIESCE_TIME, Controller, ControllerConfig, Kind};
+use crate::target::shared::{ControllerShared, ControllerTable, IoCounters};
 use crate::target::transport::Incoming;
 use crate::target::view::{DISCOVERY_NQN, ListenAddress, SubsystemView, TransportOptions};
 
@@ -136,12 +137,8 @@ impl PollGroup {
                 (Kind::Io, Some(Arc::clone(&view)), view.nqn.clone(), ids)
             }
         };
-        if kind == Kind::Io && self.table.is_draining(&subnqn, &data.hostid) {
-            return Err(ConnectError {
-                status: Status::CONNECT_CONTROLLER_BUSY,
-                parameter: None,
-                reason: "commands of the host's earlier association have not ended yet".into(),
-            });
+        if kind == Kind::Io {
+            self.check_quiet(&subnqn, data, cx.now())?;
         }
         let incarnation = subsystem.as_ref().map_or(0, |view: &Arc<SubsystemView>| view.incarnation);
         let build = |cntlid| ControllerShared {
@@ -155,6 +152,7 @@ impl PollGroup {
             max_io_queues: AtomicU32::new(options.max_io_qpairs_per_ctrlr.into()),
             ready: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            dead_since: AtomicU64::new(0),
             traffic: AtomicBool::new(false),
             io_queues: Default::default(),
             counters: IoCounters::default(),
@@ -185,6 +183,25 @@ impl PollGroup {
         Ok(shared.cntlid)
     }
 
+    /// Keeps a host out while commands of an earlier association of its write, but not for longer than it was told (CQT).
+    fn check_quiet(&self, subnqn: &str, data: &ConnectData, now: Instant) -> Result<(), ConnectError> {
+        let Some(since) = self.table.draining_since(subnqn, &data.hostid) else { return Ok(()) };
+        if now < since + COMMAND_QUIESCE_TIME {
+            return Err(ConnectError {
+                status: Status::CONNECT_CONTROLLER_BUSY,
+                parameter: None,
+                reason: "commands of the host's earlier association have not ended yet".into(),
+            });
+        }
+        let host = data.hostnqn().unwrap_or_default();
+        tracing::warn!(
+            host,
+            subsystem = subnqn,
+            "a host is let in although commands of its earlier association have not ended: look whether a device hangs"
+        );
+        Ok(())
+    }
+
     fn connect_io(&mut self, index: usize, command: &Connect, data: &ConnectData) -> Result<u16, ConnectError> {
         let listener = self.qpairs[index].listener.clone();
         let shared = connect::check_io(&self.view, &self.table, command, data, &listener)?;
@@ -199,7 +216,14 @@ impl PollGroup {
         let qp = &mut self.qpairs[index];
         qp.qpair.connected(command.queue_entries, command.disable_sq_flow_control, true);
         qp.entrance = view.listener(&listener).cloned();
-        qp.role = Role::Io(IoQueue { shared, qid: command.qid, subsystem, fused: None, tally: Tally::default() });
+        qp.role = Role::Io(IoQueue {
+            shared,
+            qid: command.qid,
+            listed: true,
+            subsystem,
+            fused: None,
+            tally: Tally::default(),
+        });
         self.stats.io_qpairs += 1;
         Ok(cntlid)
     }
@@ -271,7 +295,7 @@ impl PollGroup {
     fn close(&mut self, cx: &mut Context, index: usize, why: &str) {
         if let Role::Admin(admin) = &self.qpairs[index].role {
             let shared = Arc::clone(&admin.shared);
-            shared.kill();
+            shared.kill(cx.now());
             tracing::info!(host = shared.hostnqn, subsystem = shared.subnqn, cntlid = shared.cntlid, why, "host gone");
             self.delete_io_queues(cx, index);
             forget_controller_if_done(&self.table, &shared);
@@ -288,22 +312,48 @@ impl PollGroup {
             }
             let subsystem = io.subsystem;
             self.leave_subsystem(&mut runtime, subsystem);
+            self.abort_outstanding(&mut runtime, index);
         }
         if self.qpairs[index].outstanding == 0 {
             self.forget_qpair(index);
         }
     }
 
+    /// A closed I/O queue's commands have nobody left to answer to: those end early that can. Without one that writes, the
+    /// queue is no longer waited for.
+    fn abort_outstanding(&mut self, runtime: &mut IoRuntime, index: usize) {
+        let (qp, client) = (&mut self.qpairs[index], self.client);
+        let mut writes = false;
+        for (slot, work) in qp.work.iter().enumerate() {
+            let Work::Io { namespace, left, origin, .. } = *work else { continue };
+            writes |= opcode::io::writes(origin.opcode);
+            let Some(channel) = self.namespaces[namespace].channel else { continue };
+            let tag = IoTag { client, user: mark(index, qp.generation, slot as u16) };
+            for _ in 0..left {
+                runtime.abort(channel, tag);
+            }
+        }
+        if !writes {
+            Self::unlist(&self.table, qp);
+        }
+    }
+
+    /// Takes a closed I/O queue out of its controller's list.
+    fn unlist(table: &ControllerTable, qp: &mut Qp) {
+        let Role::Io(io) = &mut qp.role else { return };
+        if std::mem::take(&mut io.listed) {
+            io.shared.io_queues().remove(&io.qid);
+            forget_controller_if_done(table, &io.shared);
+        }
+    }
+
     /// A closed queue pair's last operation has come back: its place is free.
     pub(super) fn forget_qpair(&mut self, index: usize) {
-        let qp = self.qpairs.remove(index);
+        let mut qp = self.qpairs.remove(index);
         debug_assert!(qp.closed && qp.outstanding == 0);
-        if let Role::Io(io) = &qp.role {
-            // Only now: as long as the queue is listed, its host is not connected anew, and so no write of the old
-            // association can land behind one of the new.
-            io.shared.io_queues().remove(&io.qid);
-            forget_controller_if_done(&self.table, &io.shared);
-        }
+        // With a command that writes only now: as long as the queue is listed, its host is not connected anew, and so no
+        // write of the old association can land behind one of the new.
+        Self::unlist(&self.table, &mut qp);
     }
 
     fn leave_subsystem(&mut self, runtime: &mut IoRuntime, key: usize) {
@@ -323,7 +373,7 @@ impl PollGroup {
 }
 
 /// Takes a dead controller out of the table when its last I/O queue has closed.
-fn forget_controller_if_done(table: &crate::target::shared::ControllerTable, shared: &ControllerShared) {
+fn forget_controller_if_done(table: &ControllerTable, shared: &ControllerShared) {
     let done = shared.dead.load(Ordering::Acquire) && shared.io_queues().is_empty();
     if done {
         table.remove(shared);
