@@ -57,6 +57,8 @@ pub struct Disk {
     block_bytes: u32,
     geometry: Mutex<Geometry>,
     ops: OpSet,
+    /// How often I/O that has failed is sent again; `None`: for ever.
+    pub retries: Option<u32>,
     generation: AtomicU64,
     routes: Mutex<Routes>,
     removed: AtomicBool,
@@ -119,7 +121,13 @@ fn native_ops(identity: &IdentifyController, namespace: &Namespace) -> OpSet {
 
 impl Disk {
     /// The bdev `name` of the controller called `controller`, for a namespace as a path sees it.
-    pub fn new(name: String, controller: String, namespace: &Namespace, path: &Arc<Path>, mode: Mode) -> Arc<Disk> {
+    pub fn new(
+        name: String,
+        controller: String,
+        namespace: &Namespace,
+        path: &Arc<Path>,
+        (mode, retries): (Mode, Option<u32>),
+    ) -> Arc<Disk> {
         let view = path.view();
         let identity = view.identity.as_deref();
         let ops = identity.map_or(OpSet::of(&[OpKind::Read, OpKind::Write]), |i| native_ops(i, namespace));
@@ -132,6 +140,7 @@ impl Disk {
             block_bytes: namespace.block_bytes,
             geometry: Mutex::new(geometry(namespace, &view)),
             ops,
+            retries,
             generation: AtomicU64::new(1),
             routes: Mutex::new(Routes { list: vec![route], mode, preferred: None }),
             removed: AtomicBool::new(false),
@@ -302,9 +311,12 @@ struct DiskChannel {
 impl IoChannel for DiskChannel {
     #[inline]
     fn submit(&mut self, io: Io, cx: &mut IoCx<'_>) {
-        if matches!(io.op(), Op::Copy { source_lba } if source_lba == io.lba()) {
+        match io.op() {
             // Nothing changes, and no controller takes it.
-            return cx.complete(io, IoStatus::Success);
+            Op::Copy { source_lba } if source_lba == io.lba() => return cx.complete(io, IoStatus::Success),
+            // All that was outstanding has ended by now, if need be with its path.
+            Op::Reset => return cx.complete(io, IoStatus::Success),
+            _ => {}
         }
         if self.part.borrow_mut().submit(self.head, io, cx.now()) {
             cx.poll_soon();
@@ -332,7 +344,7 @@ impl IoChannel for DiskChannel {
     }
 
     fn abort_all(&mut self, cx: &mut IoCx<'_>) {
-        let waiting = self.part.borrow_mut().abort_all(self.head);
+        let waiting = self.part.borrow_mut().abort_all(self.head, cx.now());
         waiting.into_iter().for_each(|io| cx.complete(io, IoStatus::Aborted));
     }
 

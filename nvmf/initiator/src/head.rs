@@ -12,14 +12,14 @@ use slab::Slab;
 use crate::disk::Disk;
 use crate::part::LocalPath;
 use crate::path::PathState;
-use crate::policy::{Candidate, Choice, Memory, Mode, choose};
+use crate::policy::{Candidate, Choice, Memory, Mode, choose, in_use};
 use bdev::core::claims::{Claims, Extent};
 
 /// How long a path is not used for a namespace after it has completed a command with a path-related status, unless its
 /// access states change sooner.
 const SUSPICION: Duration = Duration::from_secs(1);
-/// How often a command is sent again after path-related statuses.
-const MAX_RETRIES: u8 = 10;
+/// How often a command is sent again after path-related statuses, unless it is sent again for ever.
+const MAX_PATH_RETRIES: u8 = 10;
 /// How long access states may keep all paths closed where the controller gives no time.
 const DEFAULT_TRANSITION: Duration = Duration::from_secs(10);
 
@@ -36,13 +36,47 @@ pub(crate) struct Route {
     /// The user prefers it.
     pub preferred: bool,
     ana: AnaState,
+    /// The namespace there is the one that the disk is, by what its controller says now. It may have come back as another
+    /// one, of which the control plane hears later than I/O could be sent to it.
+    same: bool,
     suspect_until: Option<Instant>,
+}
+
+/// How good an access state is: 0 is best; `None` is of no use.
+pub(crate) fn rank(state: AnaState) -> Option<u8> {
+    match state {
+        AnaState::Optimized => Some(0),
+        AnaState::NonOptimized => Some(1),
+        _ => None,
+    }
+}
+
+/// A route as RPCs show it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ShownRoute {
+    /// [`Path::id`](crate::path::Path::id) of its path.
+    pub path: u64,
+    /// I/O takes it.
+    pub current: bool,
+    /// This reactor's queue takes commands.
+    pub connected: bool,
+    /// The access state lets it be used.
+    pub accessible: bool,
+}
+
+/// How often an I/O was sent again, and why.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tries {
+    /// After path-related statuses: it was not executed.
+    pub path: u8,
+    /// After other failures that trying again may mend.
+    pub errors: u32,
 }
 
 /// I/O that waits for a path.
 pub(crate) struct Waiting {
     pub io: Io,
-    pub retries: u8,
+    pub tries: Tries,
     /// Its claim, if it writes and was sent before.
     pub claim: Option<usize>,
 }
@@ -58,6 +92,8 @@ pub(crate) struct Held {
     pub turn: u64,
     /// Its claim.
     pub claim: Option<usize>,
+    /// It ends when it is fenced, and is not sent again.
+    pub ends: bool,
 }
 
 /// The head.
@@ -75,6 +111,8 @@ pub(crate) struct Head {
     behind: VecDeque<Waiting>,
     /// Since when only access states keep it from going on.
     blocked_since: Option<Instant>,
+    /// What is outstanding and is to end has to have ended by then, or its path is reset.
+    pub abort_until: Option<Instant>,
     /// Its channel is called soon.
     pub called: bool,
 }
@@ -98,6 +136,7 @@ impl Head {
             claims: Claims::default(),
             behind: VecDeque::new(),
             blocked_since: None,
+            abort_until: None,
             called: false,
         }
     }
@@ -110,12 +149,14 @@ impl Head {
     }
 
     pub fn route(path: usize, nsid: u32, preferred: bool) -> Route {
-        Route { path, nsid, preferred, ana: AnaState::Optimized, suspect_until: None }
+        Route { path, nsid, preferred, ana: AnaState::Optimized, same: false, suspect_until: None }
     }
 
     /// The path's access states have changed, or it has.
     pub fn path_changed(&mut self, key: usize, path: &LocalPath) {
         for route in self.routes.iter_mut().filter(|route| route.path == key) {
+            let namespace = path.view.namespaces.get(&route.nsid);
+            route.same = namespace.is_some_and(|namespace| self.disk.is_same(namespace));
             route.ana = path.view.ana.get(&route.nsid).copied().unwrap_or(AnaState::Optimized);
             route.suspect_until = None;
         }
@@ -195,23 +236,38 @@ impl Head {
             let route = &routes[index];
             let path = &paths[route.path];
             let suspect = route.suspect_until.is_some_and(|until| now < until);
-            let rank = match route.ana {
-                _ if suspect || !path.takes_commands() => None,
-                AnaState::Optimized => Some(0),
-                AnaState::NonOptimized => Some(1),
-                _ => None,
-            };
+            let rank = rank(route.ana).filter(|_| route.same && !suspect && path.takes_commands());
             let (room, load) = path.room(pair);
             Candidate { rank, room, load, preferred: route.preferred }
         })
     }
 
+    /// What RPCs show of the routes.
+    pub fn shown(&self, paths: &Slab<LocalPath>) -> Vec<ShownRoute> {
+        let candidate = |index: usize| {
+            let route = &self.routes[index];
+            let rank = rank(route.ana).filter(|_| route.same && paths[route.path].takes_commands());
+            Candidate { rank, room: true, load: 0, preferred: route.preferred }
+        };
+        let used = in_use(self.mode, self.memory, self.routes.len(), candidate);
+        let shown = self.routes.iter().zip(used).map(|(route, current)| ShownRoute {
+            path: paths[route.path].id(),
+            current,
+            connected: paths[route.path].takes_commands(),
+            accessible: route.same && rank(route.ana).is_some(),
+        });
+        shown.collect()
+    }
+
     /// Whether a path that cannot be used now may be usable later.
     fn may_recover(&mut self, paths: &Slab<LocalPath>, now: Instant) -> bool {
         let mut transition = None;
+        let waits = self.disk.retries != Some(0);
         for route in &self.routes {
             let path = &paths[route.path];
-            let gone = path.view.fails_io || path.view.state == PathState::Failed;
+            // What is never sent again waits for nothing but a queue that is being connected.
+            let lost = !waits && path.view.association.is_none();
+            let gone = lost || path.view.fails_io || path.view.state == PathState::Failed;
             if gone || path.lacks_queue() || route.ana == AnaState::PersistentLoss {
                 continue;
             }
@@ -231,7 +287,7 @@ impl Head {
     /// When something in here changes by itself.
     pub fn deadline(&self, paths: &Slab<LocalPath>) -> Option<Instant> {
         if self.waiting.is_empty() {
-            return None;
+            return self.abort_until;
         }
         let longest = self.routes.iter().map(|route| match paths[route.path].view.anatt_s {
             0 => DEFAULT_TRANSITION,
@@ -239,11 +295,11 @@ impl Head {
         });
         let transition = self.blocked_since.zip(longest.max()).map(|(since, longest)| since + longest);
         let suspects = self.routes.iter().filter_map(|route| route.suspect_until);
-        suspects.chain(transition).min()
+        suspects.chain(transition).chain(self.abort_until).min()
     }
 
     /// Lets go of what is held and fenced: it is sent again, before anything else. What would do something else the second
-    /// time ends.
+    /// time ends, and so does what is to end.
     pub fn release(&mut self, paths: &mut Slab<LocalPath>, sink: &mut dyn FnMut(Io, IoStatus)) {
         let mut freed: Vec<Held> = Vec::new();
         let mut index = 0;
@@ -260,8 +316,8 @@ impl Head {
         // The last first: each goes to the front.
         freed.sort_by_key(|held| std::cmp::Reverse(held.turn));
         for held in freed {
-            if is_idempotent(&held.io) {
-                self.waiting.push_front(Waiting { io: held.io, retries: 0, claim: held.claim });
+            if is_idempotent(&held.io) && !held.ends && self.disk.retries != Some(0) {
+                self.waiting.push_front(Waiting { io: held.io, tries: Tries::default(), claim: held.claim });
             } else {
                 self.end_claim(held.claim);
                 sink(held.io, IoStatus::Aborted);
@@ -289,10 +345,29 @@ impl Head {
         for route in self.routes.iter_mut().filter(|route| route.path == path) {
             route.suspect_until = Some(now + SUSPICION);
         }
-        if waiting.retries >= MAX_RETRIES {
+        let tries = waiting.tries;
+        let enough = match self.disk.retries {
+            None => false,
+            Some(0) => true,
+            Some(_) => tries.path >= MAX_PATH_RETRIES,
+        };
+        if enough {
             return Some(waiting);
         }
-        self.waiting.push_front(Waiting { retries: waiting.retries + 1, ..waiting });
+        let tries = Tries { path: tries.path.saturating_add(1), ..tries };
+        self.waiting.push_front(Waiting { tries, ..waiting });
+        None
+    }
+
+    /// A command has failed in a way that trying again may mend, and its path is well: it is sent again, and returned if that
+    /// was often enough, or if it would do something else the second time.
+    pub fn try_again(&mut self, waiting: Waiting) -> Option<Waiting> {
+        let tries = waiting.tries;
+        if !is_idempotent(&waiting.io) || self.disk.retries.is_some_and(|most| tries.errors >= most) {
+            return Some(waiting);
+        }
+        let tries = Tries { errors: tries.errors.saturating_add(1), ..tries };
+        self.waiting.push_back(Waiting { tries, ..waiting });
         None
     }
 
@@ -307,8 +382,15 @@ impl Head {
         Some(waiting.io)
     }
 
-    /// Takes all that waits.
+    /// Has what is held end when it is fenced, if it is the I/O of `tag`; whether it is held.
+    pub fn end_held(&mut self, tag: IoTag) -> bool {
+        let held = self.held.iter_mut().find(|held| held.io.tag() == tag);
+        held.map(|held| held.ends = true).is_some()
+    }
+
+    /// Takes all that waits; what is held ends when it is fenced.
     pub fn take_all(&mut self) -> Vec<Io> {
+        self.held.iter_mut().for_each(|held| held.ends = true);
         let all: Vec<Waiting> = self.waiting.drain(..).chain(self.behind.drain(..)).collect();
         all.iter().for_each(|waiting| self.end_claim(waiting.claim));
         all.into_iter().map(|waiting| waiting.io).collect()

@@ -14,6 +14,7 @@
 //! queues have closed on every reactor, and its controller has acknowledged the end or had the time to notice it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -41,6 +42,31 @@ const GET_KATO: u64 = 1;
 const ABORT: u64 = 2;
 /// Abort commands that are outstanding at once, if the controller takes so many (ACL).
 const MAX_ABORTS: u64 = 8;
+
+/// What came of a request to a path.
+pub type Outcome = Result<(), Denial>;
+
+/// Why a path does not do what it was asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// It is doing something else, and will have done that soon.
+    Busy(&'static str),
+    /// It is so already.
+    Already(&'static str),
+    /// It is gone, or on its way.
+    Gone(&'static str),
+    /// It was tried, and failed.
+    Failed(String),
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Denial::Busy(why) | Denial::Already(why) | Denial::Gone(why) => f.write_str(why),
+            Denial::Failed(why) => f.write_str(why),
+        }
+    }
+}
 
 /// What comes after the end of an association.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,20 +131,13 @@ pub struct Home {
     /// Abort commands that were sent to the controller, and that it has answered.
     aborts: (u64, u64),
     fails_io: bool,
-    first: Option<Reply<Result<(), String>>>,
-    waiters: Vec<Reply<Result<(), String>>>,
+    first: Option<Reply<Outcome>>,
+    waiters: Vec<Reply<Outcome>>,
 }
 
 impl Home {
     /// A path that begins to connect; `first` is told how that went. Its admin queue is watched under `key`.
-    pub fn new(
-        path: Arc<Path>,
-        port: Port,
-        options: Options,
-        key: u64,
-        first: Reply<Result<(), String>>,
-        now: Instant,
-    ) -> Home {
+    pub fn new(path: Arc<Path>, port: Port, options: Options, key: u64, first: Reply<Outcome>, now: Instant) -> Home {
         let recovery = Recovery::new(options.reconnect);
         let options = Options { reconnect: ReconnectPolicy::NEVER, ..options };
         let mut home = Home {
@@ -172,16 +191,10 @@ impl Home {
     }
 
     /// A port is not to be used any more; if it is being used, another one is.
-    pub fn remove_port(
-        &mut self,
-        socket: SocketAddr,
-        reply: Reply<Result<(), String>>,
-        now: Instant,
-        watches: &mut dyn Watches,
-    ) {
+    pub fn remove_port(&mut self, socket: SocketAddr, reply: Reply<Outcome>, now: Instant, watches: &mut dyn Watches) {
         let Some(at) = self.ports.iter().position(|port| port.socket == socket) else { return reply.send(Ok(())) };
         if self.ports.len() == 1 {
-            return reply.send(Err("it is the only port that the path has".into()));
+            return reply.send(Err(Denial::Busy("it is the only port that the path has")));
         }
         self.ports.remove(at);
         self.path.remove_port(socket);
@@ -442,7 +455,7 @@ impl Home {
         if let Some(first) = self.first.take() {
             self.phase = Phase::Down;
             self.path.publish(|view| view.state = PathState::Failed);
-            first.send(Err(error));
+            first.send(Err(Denial::Failed(error)));
             return;
         }
         self.try_again(Some(error), now);
@@ -456,6 +469,11 @@ impl Home {
         self.tried = 0;
         match self.recovery.failed(now) {
             Next::TryAt(at) => {
+                if let Some(error) = &error {
+                    // Whoever waits is told how the first attempt went; there may be no end of them.
+                    let why = format!("the controller does not come back yet, and is tried again: {error}");
+                    self.answer(&Err(Denial::Failed(why)));
+                }
                 let short = self.recovery.lost_at() == Some(now) && now.since(self.live_since) < SHORT_LIFE;
                 let at = if short && error.is_some() { at.max(now + SHORT_LIFE) } else { at };
                 self.phase = Phase::Waiting(at);
@@ -484,10 +502,10 @@ impl Home {
             view.fails_io = true;
         });
         let why = self.path.view().error.clone().unwrap_or_default();
-        self.answer(&Err(format!("the controller cannot be had again: {why}")));
+        self.answer(&Err(Denial::Failed(format!("the controller cannot be had again: {why}"))));
     }
 
-    fn answer(&mut self, result: &Result<(), String>) {
+    fn answer(&mut self, result: &Outcome) {
         for waiter in self.waiters.drain(..) {
             waiter.send(result.clone());
         }
@@ -513,15 +531,18 @@ impl Home {
     }
 
     /// Ends the association in good order and then does what `then` says; `reply` is told how that went.
-    pub fn end(&mut self, then: Then, reply: Reply<Result<(), String>>, now: Instant, watches: &mut dyn Watches) {
+    pub fn end(&mut self, then: Then, reply: Reply<Outcome>, now: Instant, watches: &mut dyn Watches) {
         match (self.phase, then) {
-            (Phase::Down, Then::Detach) | (Phase::Disabled, Then::Disable) => return reply.send(Ok(())),
-            (Phase::Down, _) => return reply.send(Err("the path is given up or being detached".into())),
+            (Phase::Down, Then::Detach) => return reply.send(Ok(())),
+            (Phase::Disabled, Then::Disable) => {
+                return reply.send(Err(Denial::Already("the controller is disabled already")));
+            }
+            (Phase::Down, _) => return reply.send(Err(Denial::Gone("the path is given up or being detached"))),
             (Phase::Draining { .. } | Phase::ShuttingDown { .. }, Then::Reconnect | Then::Disable) => {
-                return reply.send(Err("the controller is being reset already".into()));
+                return reply.send(Err(Denial::Busy("the controller is being reset already")));
             }
             (Phase::Disabled, Then::Reconnect) => {
-                return reply.send(Err("the controller is disabled: enable it first".into()));
+                return reply.send(Err(Denial::Already("the controller is disabled: enable it first")));
             }
             _ => {}
         }
@@ -531,12 +552,12 @@ impl Home {
                 self.begin_end(then, now);
             }
             Phase::Draining { until, .. } => {
-                self.answer(&Err("the controller is being detached".into()));
+                self.answer(&Err(Denial::Gone("the controller is being detached")));
                 self.waiters.push(reply);
                 self.phase = Phase::Draining { until, then };
             }
             Phase::ShuttingDown { .. } => {
-                self.answer(&Err("the controller is being detached".into()));
+                self.answer(&Err(Denial::Gone("the controller is being detached")));
                 self.waiters.push(reply);
                 self.phase = Phase::ShuttingDown { then };
             }
@@ -546,7 +567,7 @@ impl Home {
             }
             Phase::Connecting if then == Then::Reconnect => self.waiters.push(reply),
             _ => {
-                self.answer(&Err("the controller is being disabled or detached".into()));
+                self.answer(&Err(Denial::Gone("the controller is being disabled or detached")));
                 self.end_association(false, watches);
                 self.waiters.push(reply);
                 self.go_on(then, now);
@@ -555,9 +576,14 @@ impl Home {
     }
 
     /// Connects a path that was disabled.
-    pub fn enable(&mut self, reply: Reply<Result<(), String>>, now: Instant) {
+    pub fn enable(&mut self, reply: Reply<Outcome>, now: Instant) {
         if self.phase != Phase::Disabled {
-            return reply.send(Err("the controller is not disabled".into()));
+            let denial = match self.phase {
+                Phase::Down => Denial::Gone("the path is given up or being detached"),
+                Phase::Draining { .. } | Phase::ShuttingDown { .. } => Denial::Busy("the controller is being reset"),
+                _ => Denial::Already("the controller is not disabled"),
+            };
+            return reply.send(Err(denial));
         }
         self.waiters.push(reply);
         self.recovery.recovered(now);

@@ -9,27 +9,30 @@
 //! - A queue counts as open in its association from before it is connected until it is closed.
 //! - A local path is kept as long as a head has it among its routes, or an I/O is held because of it.
 
+mod outgoing;
+
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bdev::core::{Io, IoRuntime, IoStatus, IoTag, Op};
-use nvmf::host::{Completion, Connector, IoQueue, Options, Payload, Polled, Watches, Watching, commands};
+use nvmf::host::{Completion, Connector, IoQueue, Options, Polled, Watches, Watching, commands};
 use nvmf::spec::Status;
-use nvmf::spec::opcode::io as opcode;
 use reactor::park::Ready;
 use reactor::reactor::Reply;
 use reactor::{Buffers, Context, Instant, Poller, PollerId, Progress, ReactorHandle, ReactorId, Schedule};
 use slab::Slab;
 
 use crate::disk::Disk;
-use crate::head::{Head, Held, Waiting};
-use crate::home::{Home, Port, Then};
+use crate::head::{Head, Held, NO_PATH, ShownRoute, Tries, Waiting};
+use crate::home::{Denial, Home, Outcome, Port, Then};
 use crate::path::{AbortRequest, Association, Path, View};
 use crate::policy::Choice;
 use crate::scout::{Post, Scout};
+use outgoing::{CopyPiece, Scratch, give_back, send, to_io_status};
 
 /// The part as its poller and its channels hold it.
 pub type SharedPart = Rc<RefCell<Part>>;
@@ -70,6 +73,11 @@ impl LocalPath {
         (room, local.queue.outstanding())
     }
 
+    /// Names the path.
+    pub fn id(&self) -> u64 {
+        self.path.id
+    }
+
     /// Whether the controller has no queue for this reactor.
     pub fn lacks_queue(&self) -> bool {
         let lacks = |association: &Arc<Association>| association.queues.len() <= self.reactor.0 as usize;
@@ -84,14 +92,14 @@ struct Flight {
     path: usize,
     number: u64,
     turn: u64,
-    retries: u8,
+    tries: Tries,
     /// Its claim, if it writes.
     claim: Option<usize>,
     /// Commands that have not come back: two for a fused operation.
     left: u8,
     lost: bool,
-    /// It is to be aborted.
-    aborting: bool,
+    /// Its client wants it to end: it is not sent again.
+    ends: bool,
     status: Status,
 }
 
@@ -115,6 +123,7 @@ pub struct Part {
     paths: Slab<LocalPath>,
     heads: Slab<Head>,
     flights: Slab<Flight>,
+    scratch: Scratch,
     done: Vec<Completion>,
     turn: u64,
     /// The instant of the last poll.
@@ -123,6 +132,8 @@ pub struct Part {
 
 /// Status code type of statuses that are about the path: the command was not executed.
 const PATH_RELATED: u8 = 3;
+/// How long commands that are to be aborted may take to end before their path is reset.
+const ABORT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Keys of watches: the lowest bits say of what.
 const KEY_BITS: u32 = 2;
@@ -152,6 +163,7 @@ impl Part {
             paths: Slab::new(),
             heads: Slab::new(),
             flights: Slab::new(),
+            scratch: Scratch::default(),
             done: Vec::new(),
             turn: 0,
             now: cx.now(),
@@ -173,14 +185,7 @@ impl Part {
     // ---- homes -----------------------------------------------------------------------------------------------------
 
     /// Makes this the home of a path, which begins to connect.
-    pub fn add_home(
-        &mut self,
-        path: Arc<Path>,
-        port: Port,
-        options: Options,
-        first: Reply<Result<(), String>>,
-        now: Instant,
-    ) {
+    pub fn add_home(&mut self, path: Arc<Path>, port: Port, options: Options, first: Reply<Outcome>, now: Instant) {
         let entry = self.homes.vacant_entry();
         let key = watch_key(entry.key(), HOME);
         entry.insert(Home::new(path, port, options, key, first, now));
@@ -191,12 +196,12 @@ impl Part {
     }
 
     /// Ends the association of a path; see [`Home::end`].
-    pub fn end(&mut self, cx: &mut Context, id: u64, then: Then, reply: Reply<Result<(), String>>) {
+    pub fn end(&mut self, cx: &mut Context, id: u64, then: Then, reply: Reply<Outcome>) {
         let (now, poller) = (cx.now(), self.poller);
         match self.home(id) {
             Some(home) => home.end(then, reply, now, &mut Watching { cx, poller }),
             None if then == Then::Detach => reply.send(Ok(())),
-            None => reply.send(Err("the path is gone".into())),
+            None => reply.send(Err(Denial::Gone("the path is gone"))),
         }
         self.wake_others();
     }
@@ -207,7 +212,7 @@ impl Part {
     }
 
     /// Takes a port from a path; see [`Home::remove_port`].
-    pub fn remove_port(&mut self, cx: &mut Context, id: u64, socket: SocketAddr, reply: Reply<Result<(), String>>) {
+    pub fn remove_port(&mut self, cx: &mut Context, id: u64, socket: SocketAddr, reply: Reply<Outcome>) {
         let (now, poller) = (cx.now(), self.poller);
         match self.home(id) {
             Some(home) => home.remove_port(socket, reply, now, &mut Watching { cx, poller }),
@@ -217,10 +222,10 @@ impl Part {
     }
 
     /// Enables a path that was disabled.
-    pub fn enable(&mut self, id: u64, reply: Reply<Result<(), String>>, now: Instant) {
+    pub fn enable(&mut self, id: u64, reply: Reply<Outcome>, now: Instant) {
         match self.home(id) {
             Some(home) => home.enable(reply, now),
-            None => reply.send(Err("the path is gone".into())),
+            None => reply.send(Err(Denial::Gone("the path is gone"))),
         }
     }
 
@@ -258,6 +263,12 @@ impl Part {
         key
     }
 
+    /// The routes of a disk as this reactor uses them; `None` if it does not use the disk.
+    pub(crate) fn shown(&self, disk: &Arc<Disk>) -> Option<Vec<ShownRoute>> {
+        let mut heads = self.heads.iter().map(|(_, head)| head);
+        heads.find(|head| Arc::ptr_eq(&head.disk, disk)).map(|head| head.shown(&self.paths))
+    }
+
     /// Ends it. No I/O is outstanding.
     pub(crate) fn close(&mut self, head: usize) {
         let head = self.heads.remove(head);
@@ -292,7 +303,7 @@ impl Part {
     #[inline]
     pub(crate) fn submit(&mut self, key: usize, io: Io, now: Instant) -> bool {
         let head = &mut self.heads[key];
-        let waiting = Waiting { io, retries: 0, claim: None };
+        let waiting = Waiting { io, tries: Tries::default(), claim: None };
         if head.must_queue(&waiting.io) {
             head.queue(waiting);
         } else if let Err(waiting) = self.start(key, waiting, now) {
@@ -313,9 +324,9 @@ impl Part {
         self.turn += 1;
         let entry = self.flights.vacant_entry();
         let user = (entry.key() as u64) << 1;
-        let Waiting { mut io, retries, claim } = waiting;
+        let Waiting { mut io, tries, claim } = waiting;
         let claim = head.claim(&io, claim);
-        let left = send(&mut local.queue, user, nsid, &mut io, now);
+        let left = send(&mut local.queue, &mut self.scratch, (user, nsid), &mut io, now);
         let (number, turn) = (local.association.number, self.turn);
         let status = Status::SUCCESS;
         entry.insert(Flight {
@@ -324,11 +335,11 @@ impl Part {
             path: place,
             number,
             turn,
-            retries,
+            tries,
             claim,
             left,
             lost: false,
-            aborting: false,
+            ends: false,
             status,
         });
         Ok(())
@@ -336,6 +347,7 @@ impl Part {
 
     /// Sends what waits, or ends it.
     fn pump(&mut self, key: usize, now: Instant, sink: Sink<'_>) {
+        self.end_aborts(key, now);
         let head = &mut self.heads[key];
         head.release(&mut self.paths, sink);
         while let Some(waiting) = self.heads[key].waiting.pop_front() {
@@ -373,14 +385,20 @@ impl Part {
         busy
     }
 
-    /// Takes an I/O out that waits; asks the controller to abort one that is outstanding.
+    /// Takes an I/O out that waits; asks the controller to abort one that is outstanding. Either way it is not sent again.
     pub(crate) fn abort(&mut self, key: usize, tag: IoTag) -> Aborted {
         if let Some(io) = self.heads[key].take(tag) {
             return Aborted::Out(io);
         }
+        if self.heads[key].end_held(tag) {
+            return Aborted::Asked;
+        }
         let is_it = |(_, flight): &(usize, &Flight)| flight.head == key && flight.io.tag() == tag && !flight.lost;
         match self.flights.iter().find(is_it).map(|(at, _)| at) {
-            Some(at) if self.ask_abort(at) => Aborted::Asked,
+            Some(at) if self.ask_abort(at) => {
+                self.flights[at].ends = true;
+                Aborted::Asked
+            }
             _ => Aborted::No,
         }
     }
@@ -396,14 +414,40 @@ impl Part {
         // Of a fused operation the first half takes the second along.
         let Some(cid) = queue.queue.cid_of(user).or_else(|| queue.queue.cid_of(user | 1)) else { return false };
         let request = AbortRequest { number: flight.number, qid: queue.queue.params().qid, cid };
-        flight.aborting = local.path.ask_abort(request);
+        let asked = local.path.ask_abort(request);
         wake(&self.group, local.path.home);
-        flight.aborting
+        asked
     }
 
-    /// Takes all I/O out that waits.
-    pub(crate) fn abort_all(&mut self, key: usize) -> Vec<Io> {
+    /// The device is reset or goes: takes all I/O out that waits, and has the rest end. Controllers are asked to abort what
+    /// is outstanding; a path on which some of that is left after [`ABORT_PATIENCE`] is reset, which ends it: what reads at
+    /// once, what writes when its association is fenced.
+    pub(crate) fn abort_all(&mut self, key: usize, now: Instant) -> Vec<Io> {
+        let outstanding: Vec<usize> =
+            self.flights.iter().filter(|(_, flight)| flight.head == key && !flight.ends).map(|(at, _)| at).collect();
+        for at in outstanding {
+            self.flights[at].ends = true;
+            self.ask_abort(at);
+            self.heads[key].abort_until = Some(now + ABORT_PATIENCE);
+        }
         self.heads[key].take_all()
+    }
+
+    /// Resets the paths on which something has not ended that was to.
+    fn end_aborts(&mut self, key: usize, now: Instant) {
+        let Some(until) = self.heads[key].abort_until else { return };
+        let is_left = |flight: &Flight| flight.head == key && flight.ends && !flight.lost;
+        let left: Vec<usize> =
+            self.flights.iter().filter(|(_, flight)| is_left(flight)).map(|(_, flight)| flight.path).collect();
+        if !left.is_empty() && now < until {
+            return;
+        }
+        self.heads[key].abort_until = None;
+        for place in left {
+            let path = &self.paths[place].path.address;
+            tracing::warn!(%path, reactor = self.reactor.0, "commands do not end that were to be aborted: the path is reset");
+            self.broke(place);
+        }
     }
 
     // ---- queues ----------------------------------------------------------------------------------------------------
@@ -455,38 +499,43 @@ impl Part {
         if flight.status.is_success() || completion.user & 1 == 0 && !status.is_success() {
             flight.status = status;
         }
-        give_back(&mut flight.io, completion.data);
+        give_back(&mut flight.io, completion.data, &mut self.scratch);
         flight.left -= 1;
         if flight.left > 0 {
             return;
         }
         let flight = self.flights.remove(key);
-        if flight.lost {
-            return self.lost(flight);
-        }
         let status = flight.status;
-        if status.same_code(Status::ABORTED_SQ_DELETION) {
-            // The controller ends; what it has done by then it does not say.
-            return self.lost(flight);
+        // With this status the controller ends; what it has done by then it does not say.
+        if flight.lost || status.same_code(Status::ABORTED_SQ_DELETION) {
+            return self.lost(flight, sink);
         }
-        let Flight { mut io, head, path, retries, claim, .. } = flight;
+        let Flight { mut io, head, path, tries, claim, ends, .. } = flight;
         let head = &mut self.heads[head];
-        if status.same_code(Status::ABORT_REQUESTED) {
+        let is_compare = matches!(io.op(), Op::Compare) && status.same_code(Status::COMPARE_FAILURE);
+        if status.same_code(Status::ABORT_REQUESTED) || ends && !status.is_success() && !is_compare {
             // Whether it was done is not known, but it is over.
             head.end_claim(claim);
             return sink(io, IoStatus::Aborted);
         }
-        if status.sct() == PATH_RELATED || status.same_code(Status::COMMAND_SEQUENCE_ERROR) {
-            let Some(Waiting { io, .. }) = head.path_error(path, Waiting { io, retries, claim }, now) else { return };
+        let on_path = status.sct() == PATH_RELATED || status.same_code(Status::COMMAND_SEQUENCE_ERROR);
+        if on_path || commands::may_retry(status) && !status.same_code(Status::COMPARE_FAILURE) {
+            let waiting = Waiting { io, tries, claim };
+            let given_up = if on_path { head.path_error(path, waiting, now) } else { head.try_again(waiting) };
+            let Some(Waiting { io, .. }) = given_up else { return };
             head.end_claim(claim);
             return sink(io, to_io_status(status));
         }
         if let (Op::Copy { source_lba }, true) = (io.op(), status.is_success())
             && let Some((lba, source_lba, blocks)) = CopyPiece::first(io.lba(), source_lba, io.blocks()).rest
         {
+            if ends {
+                head.end_claim(claim);
+                return sink(io, IoStatus::Aborted);
+            }
             io.set_range(lba, blocks);
             io.set_op(Op::Copy { source_lba });
-            head.waiting.push_front(Waiting { io, retries: 0, claim });
+            head.waiting.push_front(Waiting { io, tries: Tries::default(), claim });
             return;
         }
         head.end_claim(claim);
@@ -494,18 +543,22 @@ impl Part {
     }
 
     /// A command's connection is gone and its fate unknown.
-    fn lost(&mut self, flight: Flight) {
+    fn lost(&mut self, flight: Flight, sink: Sink<'_>) {
         let head = &mut self.heads[flight.head];
         if flight.io.op().modifies() {
             self.paths[flight.path].refs += 1;
-            let Flight { io, path, number, turn, claim, .. } = flight;
-            head.hold(Held { io, path, number, turn, claim });
+            let Flight { io, path, number, turn, claim, ends, .. } = flight;
+            head.hold(Held { io, path, number, turn, claim, ends });
+        } else if flight.ends {
+            sink(flight.io, IoStatus::Aborted);
+        } else if head.disk.retries == Some(0) {
+            sink(flight.io, NO_PATH);
         } else {
-            head.waiting.push_front(Waiting { io: flight.io, retries: flight.retries, claim: None });
+            head.waiting.push_front(Waiting { io: flight.io, tries: flight.tries, claim: None });
         }
     }
 
-    fn close_queue(&mut self, place: usize, watches: &mut dyn Watches) {
+    fn close_queue(&mut self, place: usize, watches: &mut dyn Watches, sink: Sink<'_>) {
         let Some(mut local) = self.paths[place].queue.take() else { return };
         let mut gone: Vec<(u64, Buffers)> = Vec::new();
         local.queue.close(watches, &mut |user, data| gone.push((user, data)));
@@ -515,12 +568,12 @@ impl Part {
         for (user, data) in gone {
             let key = (user >> 1) as usize;
             let flight = &mut self.flights[key];
-            give_back(&mut flight.io, data);
+            give_back(&mut flight.io, data, &mut self.scratch);
             flight.lost = true;
             flight.left -= 1;
             if flight.left == 0 {
                 let flight = self.flights.remove(key);
-                self.lost(flight);
+                self.lost(flight, sink);
             }
         }
         local.association.open.fetch_sub(1, Ordering::AcqRel);
@@ -528,7 +581,7 @@ impl Part {
     }
 
     /// Brings this reactor's queue of a path in line with what was published. Whether something has changed.
-    fn refresh(&mut self, place: usize, now: Instant, watches: &mut dyn Watches) -> bool {
+    fn refresh(&mut self, place: usize, now: Instant, watches: &mut dyn Watches, sink: Sink<'_>) -> bool {
         let local = &mut self.paths[place];
         let generation = local.path.generation();
         let mut changed = generation != local.seen;
@@ -542,7 +595,7 @@ impl Part {
             queue.drains = !current;
             let stays = current || local.view.drains == Some(number) && queue.queue.outstanding() > 0;
             if queue.failed || !stays || local.refs == 0 {
-                self.close_queue(place, watches);
+                self.close_queue(place, watches, sink);
                 changed = true;
             }
         }
@@ -619,7 +672,7 @@ impl Part {
                 continue;
             }
             let was_live = self.paths[place].takes_commands();
-            let mut changed = self.refresh(place, now, watches);
+            let mut changed = self.refresh(place, now, watches, sink);
             busy |= self.poll_queue(place, now, watches, sink);
             changed |= self.paths[place].takes_commands() != was_live;
             if changed {
@@ -629,7 +682,7 @@ impl Part {
             }
         }
         for key in 0..self.heads.capacity() {
-            if self.heads.get(key).is_some_and(|head| !head.is_idle()) {
+            if self.heads.get(key).is_some_and(|head| !head.is_idle() || head.abort_until.is_some()) {
                 self.pump(key, now, sink);
             }
         }
@@ -704,90 +757,4 @@ impl Poller for PartPoller {
     fn may_sleep(&mut self, _: &mut Context) -> bool {
         self.0.borrow().may_sleep()
     }
-}
-
-/// Sends the command, or the two, of an operation; how many.
-#[inline]
-fn send(queue: &mut IoQueue, user: u64, nsid: u32, io: &mut Io, now: Instant) -> u8 {
-    let (lba, blocks) = (io.lba(), io.blocks() as u32);
-    let len = io.bufs().len() as u32;
-    let (sqe, payload, data) = match io.op() {
-        Op::Read => (commands::blocks(opcode::READ, nsid, lba, blocks), Payload::ToHost(len), take(io)),
-        Op::Write { fua } => {
-            let sqe = commands::with_fua(commands::blocks(opcode::WRITE, nsid, lba, blocks), fua);
-            (sqe, Payload::ToController(len), take(io))
-        }
-        Op::Compare => (commands::blocks(opcode::COMPARE, nsid, lba, blocks), Payload::ToController(len), take(io)),
-        Op::Flush | Op::Reset => (commands::plain(opcode::FLUSH, nsid), Payload::None, Buffers::new()),
-        Op::WriteZeroes { fua, may_unmap } => {
-            let sqe = commands::with_fua(commands::write_zeroes(nsid, lba, blocks, may_unmap), fua);
-            (sqe, Payload::None, Buffers::new())
-        }
-        Op::Unmap => list(commands::deallocate(nsid, &[(lba, blocks)])),
-        Op::Copy { source_lba } => {
-            let piece = CopyPiece::first(lba, source_lba, io.blocks());
-            list(commands::copy(nsid, piece.lba, &[(piece.source_lba, piece.blocks as u32)]))
-        }
-        Op::CompareAndWrite { fua } => {
-            let bytes = io.bufs().to_vec();
-            let (expected, data) = bytes.split_at(bytes.len() / 2);
-            let (compare, write) = commands::compare_and_write(nsid, lba, blocks);
-            let write = commands::with_fua(write, fua);
-            let halves = ((user, Buffers::from(expected)), (user | 1, Buffers::from(data)));
-            queue.compare_and_write(halves.0, halves.1, (compare, write), now);
-            return 2;
-        }
-    };
-    queue.submit(user, sqe, payload, data, now);
-    1
-}
-
-/// What of a copy is one command: a controller copies no range onto itself, so ranges that overlap are copied in pieces as
-/// long as they are apart; from the end where the copy goes upwards, so that nothing is overwritten before it is read.
-struct CopyPiece {
-    lba: u64,
-    source_lba: u64,
-    blocks: u64,
-    /// The ranges of what is left behind it: destination, source and length.
-    rest: Option<(u64, u64, u64)>,
-}
-
-impl CopyPiece {
-    fn first(lba: u64, source_lba: u64, blocks: u64) -> CopyPiece {
-        let apart = lba.abs_diff(source_lba);
-        if apart == 0 || apart >= blocks {
-            return CopyPiece { lba, source_lba, blocks, rest: None };
-        }
-        let left = blocks - apart;
-        if lba < source_lba {
-            let rest = Some((lba + apart, source_lba + apart, left));
-            return CopyPiece { lba, source_lba, blocks: apart, rest };
-        }
-        CopyPiece { lba: lba + left, source_lba: source_lba + left, blocks: apart, rest: Some((lba, source_lba, left)) }
-    }
-}
-
-fn take(io: &mut Io) -> Buffers {
-    std::mem::take(io.bufs_mut())
-}
-
-fn list((sqe, bytes): (nvmf::spec::Sqe, Vec<u8>)) -> (nvmf::spec::Sqe, Payload, Buffers) {
-    (sqe, Payload::ToController(bytes.len() as u32), Buffers::from(&bytes[..]))
-}
-
-/// Gives an I/O its payload back. The payload of commands that have another one never left it.
-fn give_back(io: &mut Io, data: Buffers) {
-    if matches!(io.op(), Op::Read | Op::Write { .. } | Op::Compare) {
-        *io.bufs_mut() = data;
-    }
-}
-
-fn to_io_status(status: Status) -> IoStatus {
-    if status.is_success() {
-        return IoStatus::Success;
-    }
-    if status.same_code(Status::COMPARE_FAILURE) {
-        return IoStatus::CompareFailed;
-    }
-    IoStatus::Nvme { sct: status.sct(), sc: status.sc(), dnr: status.is_dnr() }
 }

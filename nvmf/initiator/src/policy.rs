@@ -51,6 +51,22 @@ pub enum Choice {
     None,
 }
 
+/// The one path of active-passive, if it is among the best.
+fn passive(current: usize, count: usize, best: u8, candidate: &impl Fn(usize) -> Candidate) -> usize {
+    let is_best = |index: usize| candidate(index).rank == Some(best);
+    let preferred = (0..count).find(|&index| is_best(index) && candidate(index).preferred);
+    let stay = Some(current).filter(|&index| index < count && is_best(index));
+    let chosen = preferred.or(stay).or_else(|| (0..count).find(|&index| is_best(index)));
+    chosen.expect("there is a best one")
+}
+
+/// Which of `count` paths are in use: those that [`choose`] would take now, if they had room.
+pub fn in_use(mode: Mode, memory: Memory, count: usize, candidate: impl Fn(usize) -> Candidate) -> Vec<bool> {
+    let Some(best) = (0..count).filter_map(|index| candidate(index).rank).min() else { return vec![false; count] };
+    let only = (mode == Mode::ActivePassive).then(|| passive(memory.current, count, best, &candidate));
+    (0..count).map(|index| only.is_none_or(|only| only == index) && candidate(index).rank == Some(best)).collect()
+}
+
 /// Chooses among `count` paths.
 #[inline]
 pub fn choose(mode: Mode, memory: &mut Memory, count: usize, candidate: impl Fn(usize) -> Candidate) -> Choice {
@@ -66,10 +82,7 @@ pub fn choose(mode: Mode, memory: &mut Memory, count: usize, candidate: impl Fn(
     let is_best = |index: usize| candidate(index).rank == Some(best);
     match mode {
         Mode::ActivePassive => {
-            let preferred = (0..count).find(|&index| is_best(index) && candidate(index).preferred);
-            let stay = Some(memory.current).filter(|&index| index < count && is_best(index));
-            let chosen = preferred.or(stay).or_else(|| (0..count).find(|&index| is_best(index)));
-            let chosen = chosen.expect("there is a best one");
+            let chosen = passive(memory.current, count, best, &candidate);
             memory.current = chosen;
             if candidate(chosen).room { Choice::Path(chosen) } else { Choice::Full }
         }
@@ -141,6 +154,18 @@ mod tests {
         let loaded = |load, rank| Candidate { load, ..path(rank) };
         let paths = [loaded(5, Some(0)), loaded(3, Some(0)), loaded(0, Some(1)), loaded(0, None)];
         assert_eq!(run(mode, &mut memory, &paths), Choice::Path(1));
+    }
+
+    #[test]
+    fn what_is_in_use_is_what_would_be_chosen() {
+        let paths = [path(Some(1)), path(Some(0)), path(None), path(Some(0))];
+        let used = |mode, memory| in_use(mode, memory, 4, |index| paths[index]);
+        assert_eq!(used(Mode::QueueDepth, Memory::default()), [false, true, false, true]);
+        let mut memory = Memory::default();
+        assert_eq!(used(Mode::ActivePassive, memory), [false, true, false, false]);
+        memory.current = 3;
+        assert_eq!(used(Mode::ActivePassive, memory), [false, false, false, true]);
+        assert_eq!(in_use(Mode::ActivePassive, memory, 1, |_| path(None)), [false]);
     }
 
     #[test]

@@ -93,6 +93,10 @@ pub struct Settings {
     pub admin_timeout: Duration,
     /// `ctrlr_loss_timeout_sec`, `reconnect_delay_sec`, `fast_io_fail_timeout_sec`.
     pub reconnect: (i64, u64, u64),
+    /// How often I/O that has failed is sent again; `None`: for ever.
+    pub retries: Option<u32>,
+    /// How long a connection may take to be set up, up to the transport's first answer; `None`: as long as other steps.
+    pub connect_timeout: Option<Duration>,
     /// How a path is chosen.
     pub mode: Mode,
     /// The call that set them, if there was one.
@@ -108,6 +112,8 @@ impl Default for Settings {
             on_timeout: OnTimeout::GiveUp,
             admin_timeout: Duration::from_secs(5),
             reconnect: (0, 0, 0),
+            retries: Some(3),
+            connect_timeout: None,
             mode: Mode::default(),
             params: None,
         }
@@ -130,6 +136,7 @@ struct Inner {
     members: Vec<Member>,
     disks: BTreeMap<u32, Arc<Disk>>,
     mode: Mode,
+    retries: Option<u32>,
     max_bdevs: usize,
     /// It is no longer in the list.
     over: bool,
@@ -285,6 +292,7 @@ impl InitiatorSystem {
         }
         let inner = Inner {
             mode: request.mode.unwrap_or(state.settings.mode),
+            retries: state.settings.retries,
             max_bdevs: request.max_bdevs,
             ..Inner::default()
         };
@@ -424,6 +432,7 @@ impl InitiatorSystem {
             io_queues: u16::try_from(reactors.len()).unwrap_or(u16::MAX),
             io_depth: settings.io_depth,
             step_timeout: request.step_timeout.unwrap_or(settings.admin_timeout),
+            connect_timeout: settings.connect_timeout,
             io_timeout: settings.io_timeout,
             on_timeout: settings.on_timeout,
             kato_ms: settings.kato_ms,
@@ -438,7 +447,7 @@ impl InitiatorSystem {
             Part::of(cx).borrow_mut().add_home(begun, port, options, reply, now);
         });
         let to = request.address.to_string();
-        connected.await?.map_err(|why| InitiatorError::Connect { to, why })?;
+        connected.await?.map_err(|why| InitiatorError::Connect { to, why: why.to_string() })?;
         let granted = path.view().association.as_ref().map_or(0, |association| association.queues.len());
         if granted < reactors.len() {
             let _ = self.end(&path, Then::Detach).await;

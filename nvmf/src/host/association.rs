@@ -153,7 +153,7 @@ impl Association {
             stage: Stage::SettingUp,
             task: Some(Task::Connecting),
             plan: VecDeque::new(),
-            deadline: now + options.step_timeout,
+            deadline: now + options.connect_timeout.unwrap_or(options.step_timeout),
             within: None,
             stuck: None,
             options,

@@ -77,10 +77,20 @@ pub fn deallocate(nsid: u32, ranges: &[(u64, u32)]) -> (Sqe, Vec<u8>) {
     sqe.cdw11 = U32::new(AD);
     let mut data = Vec::with_capacity(size_of_val(ranges));
     for &(slba, blocks) in ranges {
-        let range = DsmRange { attributes: 0.into(), blocks: blocks.into(), slba: slba.into() };
-        data.extend_from_slice(range.as_bytes());
+        data.extend_from_slice(&dsm_range(slba, blocks));
     }
     (sqe, data)
+}
+
+/// The same for one range.
+pub fn deallocate_one(nsid: u32, slba: u64, blocks: u32) -> (Sqe, [u8; size_of::<DsmRange>()]) {
+    let mut sqe = plain(io::DATASET_MANAGEMENT, nsid);
+    sqe.cdw11 = U32::new(AD);
+    (sqe, dsm_range(slba, blocks))
+}
+
+fn dsm_range(slba: u64, blocks: u32) -> [u8; size_of::<DsmRange>()] {
+    zerocopy::transmute!(DsmRange { attributes: 0.into(), blocks: blocks.into(), slba: slba.into() })
 }
 
 /// Copy of ranges given as first block and count (1 to 65536) to `to`, descriptor format 0, and its data.
@@ -98,6 +108,14 @@ pub fn copy(nsid: u32, to: u64, ranges: &[(u64, u32)]) -> (Sqe, Vec<u8>) {
         data.extend_from_slice(CopyRange::new(slba, blocks).as_bytes());
     }
     (sqe, data)
+}
+
+/// The same for one range.
+pub fn copy_one(nsid: u32, to: u64, slba: u64, blocks: u32) -> (Sqe, [u8; size_of::<CopyRange>()]) {
+    let mut sqe = plain(io::COPY, nsid);
+    sqe.cdw10 = U32::new(to as u32);
+    sqe.cdw11 = U32::new((to >> 32) as u32);
+    (sqe, zerocopy::transmute!(CopyRange::new(slba, blocks)))
 }
 
 /// Identify (Base 5.1.13).
@@ -204,8 +222,13 @@ mod tests {
         let IoCommand::DatasetManagement(dsm) = IoCommand::parse(&sgl(sqe)).unwrap() else { panic!() };
         assert!(dsm.deallocate && dsm.ranges == 2 && data.len() == 32);
         let (sqe, data) = copy(1, 1 << 33, &[(1, 65536)]);
-        let IoCommand::Copy(copy) = IoCommand::parse(&sgl(sqe)).unwrap() else { panic!() };
-        assert_eq!((copy.sdlba, copy.ranges, data.len()), (1 << 33, 1, 32));
+        let IoCommand::Copy(parsed) = IoCommand::parse(&sgl(sqe)).unwrap() else { panic!() };
+        assert_eq!((parsed.sdlba, parsed.ranges, data.len()), (1 << 33, 1, 32));
+        let (one, range) = copy_one(1, 1 << 33, 1, 65536);
+        assert_eq!((one.as_bytes(), &range[..]), (copy(1, 1 << 33, &[(1, 65536)]).0.as_bytes(), &data[..]));
+        let (one, range) = deallocate_one(1, 3, 4);
+        let (list, data) = deallocate(1, &[(3, 4)]);
+        assert_eq!((one.as_bytes(), &range[..]), (list.as_bytes(), &data[..]));
         let AdminCommand::GetLogPage(get) =
             AdminCommand::parse(&sgl(get_log_page(0x70, 0, 5 << 32, 1 << 20, true))).unwrap()
         else {

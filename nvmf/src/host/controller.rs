@@ -185,6 +185,7 @@ impl Controller {
             slots: slots.clamp(1, 1 << 15),
             in_capsule_bytes: association.in_capsule_bytes,
             step_timeout: self.options.step_timeout,
+            connect_timeout: self.options.connect_timeout.unwrap_or(self.options.step_timeout),
             io_timeout: self.options.io_timeout,
             on_timeout: self.options.on_timeout,
         })

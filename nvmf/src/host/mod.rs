@@ -71,6 +71,8 @@ pub struct Options {
     pub io_depth: u16,
     /// How long each step of the set-up, and an admin command, may take.
     pub step_timeout: Duration,
+    /// How long the transport may take to set a connection up; `None`: as long as any other step.
+    pub connect_timeout: Option<Duration>,
     /// How long an I/O command may take.
     pub io_timeout: Duration,
     /// What happens when it takes longer.
@@ -94,6 +96,7 @@ impl Default for Options {
             io_queues: 1,
             io_depth: 128,
             step_timeout: Duration::from_secs(5),
+            connect_timeout: None,
             io_timeout: Duration::from_secs(30),
             on_timeout: OnTimeout::GiveUp,
             kato_ms: 15_000,

@@ -39,6 +39,8 @@ pub struct QueueParams {
     pub in_capsule_bytes: u32,
     /// How long each step of connecting may take.
     pub step_timeout: Duration,
+    /// How long the transport may take to set the connection up.
+    pub connect_timeout: Duration,
     /// How long a command may take.
     pub io_timeout: Duration,
     /// What happens when it takes longer.
@@ -100,7 +102,7 @@ impl IoQueue {
         Ok(IoQueue {
             link: Link::new(qpair, key),
             state: State::Connecting,
-            deadline: now + params.step_timeout,
+            deadline: now + params.connect_timeout,
             entries: vec![entry; params.slots.into()].into(),
             free: (0..params.slots).rev().collect(),
             overdue: Vec::new(),
@@ -299,7 +301,10 @@ impl IoQueue {
                 self.deadline = now + self.params.step_timeout;
                 busy = true;
             }
-            _ if now > self.deadline => return Err(Error::Timeout { what: WHAT }),
+            _ if now > self.deadline => {
+                let what = if self.state == State::Connecting { "setting up a connection" } else { WHAT };
+                return Err(Error::Timeout { what });
+            }
             _ => {}
         }
         self.send()?;

@@ -7,6 +7,7 @@
 pub mod disk;
 pub mod host;
 pub mod initiator;
+pub mod liar;
 pub mod load;
 pub mod model;
 pub mod nbd;

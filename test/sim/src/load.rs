@@ -33,6 +33,8 @@ pub struct Faults {
     pub rogue: bool,
     /// The device below is about to be removed: it refuses I/O before this one hears of it.
     pub base_goes: bool,
+    /// The same of a remote namespace, in NVMe's words.
+    pub unknown_namespace: bool,
 }
 
 /// A device under test, shared by its loads.
@@ -118,6 +120,7 @@ impl Device {
             IoStatus::Aborted => self.faults.aborts || self.bdev.is_removing(),
             IoStatus::ReadError | IoStatus::WriteError => self.faults.media,
             IoStatus::NoSpace => self.faults.full,
+            IoStatus::Nvme { sct: 0, sc: 0x0b, .. } => self.faults.unknown_namespace,
             _ => false,
         }
     }

@@ -11,8 +11,11 @@ use super::{MULTIPATH_OPTS, not_served, policy};
 use crate::policy::Mode;
 use crate::system::{InitiatorSystem, Settings};
 
-const IGNORED: &str = "Accepted, without effect on TCP";
+const RDMA: &str = "Accepted: of RDMA, over which nothing is attached";
+const KEYS: &str = "Accepted: of authentication, which is not served: keys are refused";
 const ONLY_ZERO: &str = "Only 0, the default, is served";
+
+const SPDK_ADMINQ_POLL_PERIOD_US: u64 = 10_000;
 
 pub(super) const SET: Method<InitiatorSystem> = Method::new(
     "bdev_nvme_set_options",
@@ -33,12 +36,26 @@ pub(super) const SET: Method<InitiatorSystem> = Method::new(
     Param::optional("low_priority_weight", Kind::U32, ONLY_ZERO),
     Param::optional("medium_priority_weight", Kind::U32, ONLY_ZERO),
     Param::optional("high_priority_weight", Kind::U32, ONLY_ZERO),
-    Param::optional("nvme_adminq_poll_period_us", Kind::U64, IGNORED).deprecated(),
-    Param::optional("nvme_ioq_poll_period_us", Kind::U64, IGNORED).deprecated(),
+    Param::optional(
+        "nvme_adminq_poll_period_us",
+        Kind::U64,
+        "Time between looks at an admin queue; only 0, and SPDK's default 10000, are taken: it is looked at when something came",
+    ),
+    Param::optional(
+        "nvme_ioq_poll_period_us",
+        Kind::U64,
+        "Time between looks at an I/O queue; only 0, the default, is served: it is looked at when something came",
+    ),
     Param::optional("io_queue_requests", Kind::U32, "Commands outstanding on an I/O queue; 0, the default: 512").at_most(32767),
-    Param::optional("delay_cmd_submit", Kind::Bool, IGNORED).deprecated(),
-    Param::optional("transport_retry_count", Kind::U32, IGNORED).deprecated(),
-    Param::optional("bdev_retry_count", Kind::I32, IGNORED).deprecated(),
+    Param::optional("delay_cmd_submit", Kind::Bool, "Accepted: commands of one step always leave together").deprecated(),
+    Param::optional("transport_retry_count", Kind::U32, "Accepted: of PCIe, over which nothing is attached").deprecated(),
+    Param::optional(
+        "bdev_retry_count",
+        Kind::I32,
+        "How often I/O that has failed is sent again, if the status allows that (DNR); -1: for ever; 0: never, then it does not \
+         wait for a lost path either; default 3. Lost paths and path-related statuses do not count, unless it is 0",
+    )
+    .at_least(-1),
     Param::optional("transport_ack_timeout", Kind::U8, ONLY_ZERO),
     Param::optional("ctrlr_loss_timeout_sec", Kind::I32, "As of bdev_nvme_attach_controller; default 0").at_least(-1),
     Param::optional("reconnect_delay_sec", Kind::U32, "As of bdev_nvme_attach_controller; default 0"),
@@ -47,20 +64,26 @@ pub(super) const SET: Method<InitiatorSystem> = Method::new(
     Param::optional("generate_uuids", Kind::Bool, "Make UUIDs of serial numbers; not served: without one, it is random"),
     Param::optional("transport_tos", Kind::U8, "Type of service of the sockets; only 0 is served"),
     Param::optional("nvme_error_stat", Kind::Bool, "Count errors by status; not served"),
-    Param::optional("rdma_srq_size", Kind::U32, IGNORED).deprecated(),
+    Param::optional("rdma_srq_size", Kind::U32, RDMA).deprecated(),
     Param::optional("io_path_stat", Kind::Bool, "Count I/O by path; not served"),
-    Param::optional("allow_accel_sequence", Kind::Bool, IGNORED).deprecated(),
-    Param::optional("rdma_max_cq_size", Kind::U32, IGNORED).deprecated(),
-    Param::optional("rdma_cm_event_timeout_ms", Kind::U16, IGNORED).deprecated(),
-    Param::optional("dhchap_digests", Kind::Set(&["sha256", "sha384", "sha512"]), IGNORED).deprecated(),
+    Param::optional("allow_accel_sequence", Kind::Bool, "Accepted: for controllers with such sequences, of which there are none").deprecated(),
+    Param::optional("rdma_max_cq_size", Kind::U32, RDMA).deprecated(),
+    Param::optional("rdma_cm_event_timeout_ms", Kind::U16, RDMA).deprecated(),
+    Param::optional("dhchap_digests", Kind::Set(&["sha256", "sha384", "sha512"]), KEYS).deprecated(),
     Param::optional(
         "dhchap_dhgroups",
         Kind::Set(&["null", "ffdhe2048", "ffdhe3072", "ffdhe4096", "ffdhe6144", "ffdhe8192"]),
-        IGNORED,
+        KEYS,
     )
     .deprecated(),
-    Param::optional("rdma_umr_per_io", Kind::Bool, IGNORED).deprecated(),
-    Param::optional("tcp_connect_timeout_ms", Kind::U32, IGNORED).deprecated(),
+    Param::optional("rdma_umr_per_io", Kind::Bool, RDMA).deprecated(),
+    Param::optional(
+        "tcp_connect_timeout_ms",
+        Kind::U32,
+        "Time for each connection to be made, up to the answer to ICReq, milliseconds; 0, the default: as for other steps of \
+         connecting",
+    )
+    .at_most(3_600_000),
     Param::optional("enable_flush", Kind::Bool, "Accepted: flushes are always sent where the controller has a cache")
         .deprecated(),
     Param::optional("multipath_opts", Kind::Object(MULTIPATH_OPTS), "How the paths of bdevs to come are used"),
@@ -74,6 +97,12 @@ async fn set(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcE
     not_served(&params, "generate_uuids", "a UUID that a namespace does not have is drawn at random")?;
     not_served(&params, "transport_tos", "the type of service is the system's")?;
     not_served(&params, "transport_ack_timeout", "how long the system sends again is its own")?;
+    not_served(&params, "nvme_ioq_poll_period_us", "a queue is looked at when something came, and there is no period")?;
+    // It is in every configuration that SPDK saves.
+    if params.opt_u64("nvme_adminq_poll_period_us") != Some(SPDK_ADMINQ_POLL_PERIOD_US) {
+        let reason = "an admin queue is looked at when something came, and there is no period";
+        not_served(&params, "nvme_adminq_poll_period_us", reason)?;
+    }
     not_served(&params, "arbitration_burst", "controllers arbitrate as they are set up")?;
     for field in ["low_priority_weight", "medium_priority_weight", "high_priority_weight"] {
         not_served(&params, field, "controllers arbitrate as they are set up")?;
@@ -114,6 +143,15 @@ async fn set(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcE
         io_timeout: micros("timeout_us", defaults.io_timeout),
         admin_timeout: micros("timeout_admin_us", defaults.admin_timeout),
         reconnect,
+        retries: match params.get("bdev_retry_count").and_then(Value::as_i64) {
+            None => defaults.retries,
+            // Nothing below -1 gets here.
+            Some(count) => u32::try_from(count).ok(),
+        },
+        connect_timeout: params
+            .opt_u64("tcp_connect_timeout_ms")
+            .filter(|ms| *ms > 0)
+            .map_or(defaults.connect_timeout, |ms| Some(Duration::from_millis(ms))),
         mode,
         params: Some(params.as_value().clone()),
     };

@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use nvmf::spec::log::AnaState;
+use reactor::ReactorHandle;
 use schema::{Errno, Kind, Method, Param, Params, RpcError};
 use serde_json::{Value, json};
 
-use super::{policy, trid};
+use super::policy;
 use crate::disk::Disk;
-use crate::system::InitiatorSystem;
+use crate::head::{ShownRoute, rank};
+use crate::part::Part;
+use crate::path::Address;
+use crate::policy::{Candidate, Memory, in_use};
+use crate::system::{InitiatorError, InitiatorSystem};
 
 const BDEV: Param = Param::required("name", Kind::Str, "Name of the bdev").at_least(1);
 
@@ -17,7 +22,7 @@ pub(super) const GET: Method<InitiatorSystem> =
         Box::pin(get(s, p))
     })
     .params(&[Param::optional("name", Kind::Str, "Name of the bdev")])
-    .result("{poll_groups: [{thread, io_paths: [...]}]}");
+    .result("{poll_groups: [{thread, io_paths: [{bdev_name, cntlid, current, connected, accessible, transport}]}]}");
 
 pub(super) const SET_PREFERRED: Method<InitiatorSystem> = Method::new(
     "bdev_nvme_set_preferred_path",
@@ -48,31 +53,69 @@ pub(super) const SET_POLICY: Method<InitiatorSystem> =
     .mutates()
     .refuses_with(super::REFUSAL);
 
-fn show(disk: &Arc<Disk>) -> Vec<Value> {
+/// What a reactor would use that does not use the disk: nothing is connected there, so what the path's home knows counts.
+fn unused(disk: &Disk) -> Vec<ShownRoute> {
     let routes = disk.paths();
-    let usable = |n: usize| {
-        let view = routes[n].path.view();
-        let ana = view.ana.get(&routes[n].nsid).copied().unwrap_or(AnaState::Optimized);
-        let rank = match ana {
-            AnaState::Optimized => Some(0),
-            AnaState::NonOptimized => Some(1),
-            _ => None,
-        };
-        rank.filter(|_| view.association.is_some())
-    };
-    let best = (0..routes.len()).filter_map(usable).min();
-    let shown = routes.iter().enumerate().map(|(n, route)| {
-        let view = route.path.view();
-        json!({
-            "bdev_name": disk.name,
-            "cntlid": view.association.as_ref().map_or(0, |association| association.cntlid),
-            "current": best.is_some() && usable(n) == best,
-            "connected": view.association.is_some(),
-            "accessible": usable(n).is_some(),
-            "transport": trid(&route.path.addresses()[0]),
+    let known: Vec<(AnaState, bool)> = routes
+        .iter()
+        .map(|route| {
+            let view = route.path.view();
+            (view.ana.get(&route.nsid).copied().unwrap_or(AnaState::Optimized), view.association.is_some())
         })
+        .collect();
+    let preferred = disk.preferred();
+    let candidate = |n: usize| {
+        let (state, connected) = known[n];
+        let preferred = preferred == Some(routes[n].path.id);
+        Candidate { rank: rank(state).filter(|_| connected), room: true, load: 0, preferred }
+    };
+    let used = in_use(disk.mode(), Memory::default(), routes.len(), candidate);
+    let shown = routes.iter().zip(known).zip(used).map(|((route, (state, connected)), current)| ShownRoute {
+        path: route.path.id,
+        current,
+        connected,
+        accessible: rank(state).is_some(),
     });
     shown.collect()
+}
+
+/// The transport of a path as this method shows it: what is a `trid` elsewhere, without the subsystem.
+fn transport(address: &Address) -> Value {
+    json!({
+        "trtype": "TCP",
+        "traddr": address.socket.ip().to_string(),
+        "trsvcid": address.socket.port().to_string(),
+        "adrfam": address.family(),
+    })
+}
+
+fn show(disk: &Disk, routes: &[ShownRoute]) -> Vec<Value> {
+    let paths = disk.paths();
+    let shown = routes.iter().filter_map(|shown| {
+        let path = &paths.iter().find(|route| route.path.id == shown.path)?.path;
+        Some(json!({
+            "bdev_name": disk.name,
+            "cntlid": path.view().association.as_ref().map_or(0, |association| association.cntlid),
+            "current": shown.current,
+            "connected": shown.connected,
+            "accessible": shown.accessible,
+            "transport": transport(&path.addresses()[0]),
+        }))
+    });
+    shown.collect()
+}
+
+/// The paths of one reactor.
+async fn group(reactor: &ReactorHandle, disks: &[Arc<Disk>]) -> Result<Value, RpcError> {
+    let asked = disks.to_vec();
+    let used = reactor.call(move |cx| {
+        let part = Part::of(cx);
+        let part = part.borrow();
+        asked.iter().map(|disk| part.shown(disk)).collect::<Vec<_>>()
+    });
+    let used = used.await.map_err(InitiatorError::from)?;
+    let paths = disks.iter().zip(used).flat_map(|(disk, used)| show(disk, &used.unwrap_or_else(|| unused(disk))));
+    Ok(json!({ "thread": format!("reactor_{}", reactor.id().0), "io_paths": paths.collect::<Vec<_>>() }))
 }
 
 async fn get(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcError> {
@@ -80,9 +123,10 @@ async fn get(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcE
         Some(name) => vec![system.disk(name)?],
         None => system.groups().iter().flat_map(|group| group.disks()).collect(),
     };
-    let paths: Vec<Value> = disks.iter().flat_map(show).collect();
-    let group = |reactor: usize| json!({ "thread": format!("reactor_{reactor}"), "io_paths": paths });
-    let groups: Vec<Value> = (0..system.bdevs().reactors().len()).map(group).collect();
+    let mut groups = Vec::new();
+    for reactor in system.bdevs().reactors() {
+        groups.push(group(reactor, &disks).await?);
+    }
     Ok(json!({ "poll_groups": groups }))
 }
 

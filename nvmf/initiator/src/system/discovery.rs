@@ -323,6 +323,7 @@ impl InitiatorSystem {
             hostid: self.hostid_of(&service.hostnqn),
             discovery: true,
             step_timeout: settings.admin_timeout,
+            connect_timeout: settings.connect_timeout,
             kato_ms: settings.kato_ms,
             ..HostOptions::default()
         };

@@ -8,6 +8,8 @@ use bdev::core::BdevError;
 use reactor::reactor::Gone;
 use schema::{Errno, RpcError};
 
+use crate::home::Denial;
+
 /// Why something could not be done to a controller.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -103,7 +105,7 @@ pub enum InitiatorError {
         /// The path.
         path: String,
         /// Why not.
-        why: String,
+        why: Denial,
     },
     /// A discovery service has the name, or the address.
     Served {
@@ -231,8 +233,14 @@ impl From<InitiatorError> for RpcError {
             InitiatorError::Connect { .. } => RpcError::errno(Errno::IO, &text)
                 .field("traddr")
                 .fix("look whether the target listens there, knows the subsystem and allows this host"),
-            InitiatorError::Refused { .. } => {
-                RpcError::errno(Errno::BUSY, &text).fix("bdev_nvme_get_controllers shows what its paths are doing")
+            InitiatorError::Refused { why, .. } => {
+                let errno = match why {
+                    Denial::Busy(_) => Errno::BUSY,
+                    Denial::Already(_) => Errno::ALREADY,
+                    Denial::Gone(_) => Errno::NXIO,
+                    Denial::Failed(_) => Errno::IO,
+                };
+                RpcError::errno(errno, &text).fix("bdev_nvme_get_controllers shows what its paths are doing")
             }
             InitiatorError::Served { name, .. } => {
                 named(Errno::EXIST, name).fix("bdev_nvme_get_discovery_info lists the services: one of them is enough")

@@ -93,9 +93,9 @@ impl InitiatorSystem {
     async fn add_disk(&self, group: &Arc<Group>, nsid: u32, sights: &[Sight]) {
         let Some(first) = sights.first() else { return };
         let name = format!("{}n{nsid}", group.name);
-        let (mode, max) = {
+        let (how, max) = {
             let inner = group.inner();
-            (inner.mode, inner.max_bdevs)
+            ((inner.mode, inner.retries), inner.max_bdevs)
         };
         if group.disks().len() >= max {
             tracing::warn!(
@@ -106,7 +106,7 @@ impl InitiatorSystem {
             );
             return;
         }
-        let disk = Disk::new(name.clone(), group.name.clone(), &first.namespace, &first.path, mode);
+        let disk = Disk::new(name.clone(), group.name.clone(), &first.namespace, &first.path, how);
         disk.set_paths(sights.iter().filter(|sight| disk.is_same(&sight.namespace)).map(route).collect());
         let new = |uuid| NewBdev { name: name.clone(), uuid, aliases: Vec::new(), device: Arc::clone(&disk) as _ };
         let uuid = uuid(&disk.identity);
