@@ -23,6 +23,7 @@ use futures_util::future::BoxFuture;
 use initiator::InitiatorSystem;
 use nbd::group::NbdGroup;
 use nbd::system::NbdSystem;
+use nvmf::rdma::transport::RdmaTransport;
 use nvmf::target::poll_group::groups::PollGroups;
 use nvmf::target::poll_group::{Loads, PollGroup};
 use nvmf::target::shared::ControllerTable;
@@ -40,6 +41,7 @@ use rpc::{Host, KillSignal, Limits, Server, Table};
 use schema::RpcError;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
+use verbs::VerbsFabric;
 
 use crate::cores::{self, Cores};
 use crate::defaults;
@@ -255,7 +257,10 @@ impl Appliance {
         let executor = Arc::new(TokioExecutor::current());
         let reactors = parts.reactors.to_vec();
         let bdevs = BdevSystem::new(reactors.clone(), Arc::clone(parts.platform), executor);
-        let transports: Transports = vec![Arc::new(TcpTransport::new(parts.platform.network()))];
+        let transports: Transports = vec![
+            Arc::new(TcpTransport::new(parts.platform.network())),
+            Arc::new(RdmaTransport::new(Arc::new(VerbsFabric::new()))),
+        ];
         let groups = Arc::new(PollGroups::new(reactors.clone()));
         let nvmf = NvmfSystem::new(Arc::clone(&bdevs), parts.controllers, transports, groups);
         let nbd = NbdSystem::new(Arc::clone(&bdevs));

@@ -34,8 +34,13 @@ pub struct Block {
     pub key: u32,
 }
 
+/// The stretches of one command. In place, so that no command costs an allocation.
+pub type Blocks = SmallVec<[Block; MAX_BLOCKS]>;
+
 /// Where a command's data is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+// In place, so that no command costs an allocation.
+#[allow(clippy::large_enum_variant)]
 pub enum DataAt {
     /// There is none.
     Nowhere,
@@ -49,7 +54,7 @@ pub enum DataAt {
     /// In the host's memory.
     Host {
         /// The stretches, in order.
-        blocks: SmallVec<[Block; 2]>,
+        blocks: Blocks,
         /// Bytes of all of them together.
         len: u32,
         /// The key that the host wants invalidated with the response.
@@ -89,7 +94,7 @@ fn data_at(sqe: &Sqe, behind: &[u8], max_io_bytes: u32) -> Result<DataAt, Status
         // Commands without data have a descriptor all the same, of whichever type, that names no bytes.
         sgl if sgl.is_empty() => DataAt::Nowhere,
         Sgl::Keyed { address, len, key, invalidate } => DataAt::Host {
-            blocks: SmallVec::from_elem(Block { address, len, key }, 1),
+            blocks: SmallVec::from_iter([Block { address, len, key }]),
             len,
             invalidate: invalidate.then_some(key),
         },

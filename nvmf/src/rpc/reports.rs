@@ -11,6 +11,7 @@ use super::{NQN, TARGET, TGT_NAME, check_target};
 use crate::target::model::{address_json, is_discovery};
 use crate::target::shared::ControllerShared;
 use crate::target::system::{NvmfSystem, PollGroupStats, QpairInfo, Stopping, TargetError, poll_group_name};
+use crate::target::transport::DeviceStats;
 use crate::target::view::{DISCOVERY_NQN, ListenAddress, TransportKind};
 
 /// `nvmf_get_targets`
@@ -102,7 +103,11 @@ async fn get_stats(system: Arc<NvmfSystem>, params: Params) -> Result<Value, Rpc
 fn poll_group(stats: &PollGroupStats) -> Value {
     let transport = |kind: &TransportKind| match kind {
         TransportKind::Tcp => json!({"trtype": kind.name()}),
-        TransportKind::Rdma => json!({"trtype": kind.name(), "pending_data_buffer": 0, "devices": []}),
+        TransportKind::Rdma => json!({
+            "trtype": kind.name(),
+            "pending_data_buffer": stats.groups.iter().map(|group| group.pending_data_buffer).sum::<u64>(),
+            "devices": stats.groups.iter().flat_map(|group| &group.devices).map(device).collect::<Value>(),
+        }),
     };
     json!({
         "name": poll_group_name(stats.reactor),
@@ -114,6 +119,26 @@ fn poll_group(stats: &PollGroupStats) -> Value {
         "pending_bdev_io": stats.pending_bdev_io,
         "completed_nvme_io": stats.completed_nvme_io,
         "transports": stats.transports.iter().map(transport).collect::<Value>(),
+    })
+}
+
+fn device(stats: &DeviceStats) -> Value {
+    json!({
+        "name": stats.name,
+        "polls": stats.polls,
+        "idle_polls": stats.idle_polls,
+        "completions": stats.completions,
+        "requests": stats.requests,
+        // Ticks, of which a second has TICK_RATE.
+        "request_latency": (u128::from(stats.request_latency_ns) * u128::from(TICK_RATE) / 1_000_000_000) as u64,
+        "pending_free_request": stats.pending_free_request,
+        "pending_rdma_read": stats.pending_rdma_read,
+        "pending_rdma_write": stats.pending_rdma_write,
+        "pending_rdma_send": stats.pending_rdma_send,
+        "total_send_wrs": stats.total_send_wrs,
+        "send_doorbell_updates": stats.send_doorbell_updates,
+        "total_recv_wrs": stats.total_recv_wrs,
+        "recv_doorbell_updates": stats.recv_doorbell_updates,
     })
 }
 

@@ -41,6 +41,11 @@ const PARAMS: &[Param] = &[
     Param::optional("acceptor_poll_rate", Kind::U32, "Kept and shown; connections are accepted as they come"),
     Param::optional("ack_timeout", Kind::U32, "Acknowledge timeout, kept and shown"),
     Param::optional("data_wr_pool_size", Kind::U32, "Work requests for data (RDMA only)"),
+    Param::optional(
+        "send_with_invalidate",
+        Kind::Bool,
+        "Invalidate keys of hosts with responses where they ask for it and the device can, default true (RDMA only)",
+    ),
     Param::optional("disable_command_passthru", Kind::Bool, "Kept and shown; commands are never passed through"),
     Param::optional("kas", Kind::U16, "Granularity of the keep alive timeout in units of 100 ms, default 100")
         .at_least(1),
@@ -76,8 +81,8 @@ const KEPT: &[&str] = &[
     "data_wr_pool_size",
     "disable_command_passthru",
 ];
-/// Options of RDMA, kept too.
-const KEPT_RDMA: &[&str] = &["num_cqe", "max_srq_depth", "no_srq", "no_wr_batching"];
+/// Options of RDMA; the transport finds them among the others that are kept.
+const KEPT_RDMA: &[&str] = &["num_cqe", "max_srq_depth", "no_srq", "no_wr_batching", "send_with_invalidate"];
 
 async fn create(system: Arc<NvmfSystem>, params: Params) -> Result<Value, RpcError> {
     check_target(&params)?;

@@ -41,7 +41,7 @@ use slab::Slab;
 use super::controller::Controller;
 use super::shared::{ControllerShared, ControllerTable};
 use super::system::PollGroupStats;
-use super::transport::{Acceptor, Event, Incoming, Life, Qpair};
+use super::transport::{Acceptor, Event, Group, Incoming, KEY_GROUP, KEY_LISTENER, KEY_QPAIR, Life, Qpair};
 use super::view::{ListenAddress, ListenerView, NamespaceView, TargetView};
 use crate::spec::{IoCommand, Status};
 
@@ -56,13 +56,12 @@ const PEER_PATIENCE: Duration = Duration::from_secs(30);
 /// How often timers of connections are looked at.
 const TIMER_PERIOD: Duration = Duration::from_millis(500);
 
-/// Keys of watches: queue pairs have even ones, listeners odd ones.
 fn qpair_key(index: usize) -> u64 {
-    (index as u64) << 1
+    (index as u64) << 2 | KEY_QPAIR
 }
 
 fn listener_key(index: usize) -> u64 {
-    (index as u64) << 1 | 1
+    (index as u64) << 2 | KEY_LISTENER
 }
 
 /// Queue pairs on each reactor, for placing new ones.
@@ -219,6 +218,10 @@ pub struct PollGroup {
     table: Arc<ControllerTable>,
     loads: Arc<Loads>,
     qpairs: Slab<Qp>,
+    /// What queue pairs of a transport share; see [`Group`].
+    groups: Vec<Box<dyn Group>>,
+    /// Keys of queue pairs that a group has woken.
+    woken: Vec<u64>,
     next_generation: u32,
     runnable: VecDeque<usize>,
     flushing: Vec<usize>,
@@ -270,6 +273,8 @@ impl PollGroup {
             table,
             loads,
             qpairs: Slab::new(),
+            groups: Vec::new(),
+            woken: Vec::new(),
             next_generation: 0,
             runnable: VecDeque::new(),
             flushing: Vec::new(),
@@ -314,6 +319,7 @@ impl PollGroup {
         {
             let mut runtime = runtime.borrow_mut();
             runtime.set_now(cx.now());
+            busy |= self.poll_groups(cx, &mut runtime);
             busy |= self.receive_all(cx, &mut runtime);
             runtime.run();
             busy |= self.complete_all(&mut runtime);
@@ -330,6 +336,23 @@ impl PollGroup {
         self.finish_disabling(cx.now());
         self.finish_applying();
         Progress::from_busy(busy)
+    }
+
+    fn poll_groups(&mut self, cx: &mut Context, runtime: &mut IoRuntime) -> bool {
+        let mut busy = false;
+        for group in &mut self.groups {
+            busy |= group.poll(cx, runtime.pool(), &mut self.woken);
+        }
+        while let Some(key) = self.woken.pop() {
+            let index = (key >> 2) as usize;
+            if let Some(qp) = self.qpairs.get_mut(index)
+                && !qp.queued
+            {
+                qp.queued = true;
+                self.runnable.push_back(index);
+            }
+        }
+        busy
     }
 
     fn receive_all(&mut self, cx: &Context, runtime: &mut IoRuntime) -> bool {
@@ -482,15 +505,20 @@ impl PollGroup {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        (!self.qpairs.is_empty() || self.accept_later).then_some(self.next_timer)
+        let timer = (!self.qpairs.is_empty() || self.accept_later).then_some(self.next_timer);
+        self.groups.iter().filter_map(|group| group.deadline()).chain(timer).min()
     }
 
     fn ready(&mut self, key: u64, ready: Ready) {
-        if key & 1 == 1 {
-            self.accepting |= ready.readable;
-            return;
+        let index = (key >> 2) as usize;
+        match key & 3 {
+            KEY_LISTENER => {
+                self.accepting |= ready.readable;
+                return;
+            }
+            KEY_GROUP => return self.groups[index].ready(ready),
+            _ => {}
         }
-        let index = (key >> 1) as usize;
         let Some(qp) = self.qpairs.get_mut(index) else { return };
         qp.qpair.ready(ready);
         if !qp.queued && qp.qpair.has_input() {
@@ -516,6 +544,7 @@ impl PollGroup {
             pending_bdev_io: self.pending_io,
             completed_nvme_io: self.stats.completed,
             transports: self.view.transports.keys().copied().collect(),
+            groups: self.groups.iter().map(|group| group.stats()).collect(),
         }
     }
 }
@@ -555,12 +584,14 @@ impl Poller for GroupPoller {
     }
 
     fn may_sleep(&mut self, _: &mut Context) -> bool {
-        let group = self.0.borrow();
+        let mut group = self.0.borrow_mut();
         !group.accepting
             && group.disabling.is_empty()
             && group.ended.is_empty()
             && group.runnable.is_empty()
             && group.flushing.is_empty()
+            // Last, since it makes devices announce what comes.
+            && group.groups.iter_mut().all(|group| group.may_sleep())
     }
 }
 

@@ -40,7 +40,7 @@ use schema::{ConfigEntry, ConfigSource};
 
 use super::model::{Incarnation, Model, NewSubsystem, Settings};
 use super::shared::ControllerTable;
-use super::transport::{Acceptor, Transport, Transports};
+use super::transport::{Acceptor, GroupStats, Transport, Transports};
 use super::view::{AnaState, ListenAddress, Referral, TargetView, TransportKind, TransportOptions};
 pub use error::TargetError;
 
@@ -155,6 +155,8 @@ pub struct PollGroupStats {
     pub completed_nvme_io: u64,
     /// The transports it polls.
     pub transports: Vec<TransportKind>,
+    /// What queue pairs of transports share there: of RDMA only.
+    pub groups: Vec<GroupStats>,
 }
 
 /// The name of a reactor's poll group.
@@ -379,7 +381,8 @@ impl NvmfSystem {
         kind: TransportKind,
         options: TransportOptions,
     ) -> Result<(), TargetError> {
-        self.transport(kind)?;
+        let checked = self.transport(kind)?.check(&options);
+        checked.map_err(|source| TargetError::Unavailable { kind, source })?;
         let done = format!("transport {} is created", kind.name());
         self.add(done, move |model| Ok(model.create_transport(kind, options)?)).await
     }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use reactor::park::Ready;
-use reactor::{BufferPool, Buffers, Context, PollerId};
+use reactor::{BufferPool, Buffers, Context, Instant, PollerId};
 
 use super::view::{ListenAddress, TransportKind, TransportOptions};
 use crate::spec::{Cqe, Sqe, Status};
@@ -99,9 +99,100 @@ pub trait Qpair {
 /// A connection on its way from the reactor that accepted it to the one that will own it.
 pub trait Incoming: Send {
     /// Makes the queue pair, on its reactor.
-    fn into_qpair(self: Box<Self>) -> Box<dyn Qpair>;
+    ///
+    /// # Errors
+    /// When the host or the device cannot give what it needs; the peer was told, where the transport can.
+    fn into_qpair(self: Box<Self>, place: &mut Place<'_>) -> io::Result<Box<dyn Qpair>>;
     /// Where the host came from.
     fn peer_addr(&self) -> SocketAddr;
+    /// Ends it because there is no room for it, and says so where the transport can.
+    fn turn_away(self: Box<Self>) {}
+}
+
+/// Where a queue pair is made: a reactor's poll group.
+pub struct Place<'a> {
+    /// The reactor.
+    pub cx: &'a mut Context,
+    /// The poll group's poller.
+    pub poller: PollerId,
+    /// The reactor's memory.
+    pub pool: &'a mut BufferPool,
+    /// What queue pairs share there. A transport that needs a group adds one with its first queue pair.
+    pub groups: &'a mut Vec<Box<dyn Group>>,
+}
+
+impl Place<'_> {
+    /// The key under which the next group to be added may watch sources; [`Group::ready`] is told of them.
+    pub fn next_group_key(&self) -> u64 {
+        group_key(self.groups.len())
+    }
+}
+
+/// Keys of a poll group's watches: the lowest two bits tell what is watched.
+pub(super) const KEY_QPAIR: u64 = 0;
+pub(super) const KEY_LISTENER: u64 = 1;
+pub(super) const KEY_GROUP: u64 = 2;
+
+fn group_key(index: usize) -> u64 {
+    (index as u64) << 2 | KEY_GROUP
+}
+
+/// What the queue pairs that one transport has on one reactor share: a completion queue of a device, say. Transports whose
+/// queue pairs share nothing have none. Polled once a step, before its queue pairs; a group stays as long as its reactor.
+pub trait Group {
+    /// Takes in what has arrived for its queue pairs, and appends the keys of those that have input now; whether there was
+    /// anything. Also what is left of queue pairs that were closed comes to its end here.
+    fn poll(&mut self, cx: &mut Context, pool: &mut BufferPool, woken: &mut Vec<u64>) -> bool;
+    /// A source that it watches became ready.
+    fn ready(&mut self, ready: Ready);
+    /// The reactor wants to sleep: true if there is nothing, and what comes will be announced.
+    fn may_sleep(&mut self) -> bool;
+    /// When it has to be polled at the latest.
+    fn deadline(&self) -> Option<Instant>;
+    /// What it has done.
+    fn stats(&self) -> GroupStats;
+}
+
+/// What a group has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupStats {
+    /// Commands that wait for payload memory now.
+    pub pending_data_buffer: u64,
+    /// The devices that it uses.
+    pub devices: Vec<DeviceStats>,
+}
+
+/// What a group has done on one device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceStats {
+    /// Its name.
+    pub name: String,
+    /// Looks at completion queues, and those that found nothing.
+    pub polls: u64,
+    /// Of these, those that found nothing.
+    pub idle_polls: u64,
+    /// Completions found.
+    pub completions: u64,
+    /// Commands.
+    pub requests: u64,
+    /// Time of all commands together, from arrival to completion, nanoseconds; as exact as the reactor's steps are short.
+    pub request_latency_ns: u64,
+    /// Commands that wait for something of the transport's own to be free, now.
+    pub pending_free_request: u64,
+    /// Commands that wait for READs, now.
+    pub pending_rdma_read: u64,
+    /// Responses with data that wait for the send queue, now.
+    pub pending_rdma_write: u64,
+    /// Responses without data that do, now.
+    pub pending_rdma_send: u64,
+    /// Work requests that were posted to send queues.
+    pub total_send_wrs: u64,
+    /// How often the device was told of such.
+    pub send_doorbell_updates: u64,
+    /// Receives that were posted.
+    pub total_recv_wrs: u64,
+    /// How often the device was told of such.
+    pub recv_doorbell_updates: u64,
 }
 
 /// A listening address, on the reactor that accepts for it.
@@ -126,6 +217,13 @@ pub trait Acceptor: Send {
 pub trait Transport: Send + Sync {
     /// Which.
     fn kind(&self) -> TransportKind;
+    /// Checks whether it can be had here with these options, before it is created.
+    ///
+    /// # Errors
+    /// What is missing, and how to get it.
+    fn check(&self, _options: &TransportOptions) -> io::Result<()> {
+        Ok(())
+    }
     /// Starts to listen.
     ///
     /// # Errors

@@ -18,7 +18,7 @@ use reactor::{BufferPool, Buffers, Context, PollerId};
 
 use super::connection::{self, ADMIN_IN_CAPSULE_BYTES, AbortOutcome as Found, Connection, Fault, Need, PeerDue};
 use crate::spec::Cqe;
-use crate::target::transport::{AbortOutcome, Acceptor, Event, Incoming, Life, Qpair, Transport};
+use crate::target::transport::{AbortOutcome, Acceptor, Event, Incoming, Life, Place, Qpair, Transport};
 use crate::target::view::{ListenAddress, TransportKind, TransportOptions};
 
 /// Bytes that one receive takes at most, besides data that lands in its place.
@@ -119,8 +119,8 @@ struct TcpIncoming {
 }
 
 impl Incoming for TcpIncoming {
-    fn into_qpair(self: Box<Self>) -> Box<dyn Qpair> {
-        Box::new(TcpQpair {
+    fn into_qpair(self: Box<Self>, _: &mut Place<'_>) -> io::Result<Box<dyn Qpair>> {
+        Ok(Box::new(TcpQpair {
             stream: self.stream,
             connection: Connection::new(self.config),
             in_capsule_bytes: self.config.in_capsule_bytes.max(ADMIN_IN_CAPSULE_BYTES) as usize,
@@ -132,7 +132,7 @@ impl Incoming for TcpIncoming {
             terminated: false,
             said_farewell: false,
             watch: None,
-        })
+        }))
     }
 
     fn peer_addr(&self) -> SocketAddr {

@@ -1,4 +1,4 @@
-//! Hosts: actors that speak NVMe/TCP as a host does, and check what they are told.
+//! Hosts: actors that speak NVMe/TCP or NVMe/RDMA as a host does, and check what they are told.
 //!
 //! ```text
 //! Away -> admin queue: ICReq, Connect, CC.EN, CSTS.RDY, Identify, features, events -> I/O queues -> Running -> Done
@@ -8,6 +8,7 @@
 //! of a host is outstanding when its connection ends is lost to the models: it may have had its effect, or have it later.
 
 mod io;
+mod rdma;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,6 +21,7 @@ use bdev::conformance::Rng;
 use nvmf::spec::fabrics::{CONNECT_DATA_BYTES, ConnectData};
 use nvmf::spec::opcode::admin;
 use nvmf::spec::{Cqe, Sqe, Status};
+use nvmf::target::view::TransportKind;
 use nvmf::tcp::wire_client::{self, TargetPdu, WireClient};
 use reactor::net::{Network, Stream};
 use reactor::{Clock, Instant, Progress};
@@ -28,6 +30,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::model::{Model, ReadToken, Stamp, WriteToken};
 use crate::net::SimNetwork;
+use crate::rdma::SimFabric;
 use crate::trace;
 use crate::world::{Actor, WorldView};
 
@@ -79,6 +82,8 @@ pub struct HostConfig {
     pub number: u32,
     /// NQN of the subsystem.
     pub subnqn: String,
+    /// How it connects.
+    pub transport: TransportKind,
     /// Where the target listens.
     pub addr: SocketAddr,
     /// I/O queues.
@@ -176,11 +181,15 @@ impl Command {
     }
 }
 
+/// How a queue is connected.
+enum Line {
+    Tcp { stream: Box<dyn Stream>, wire: Box<WireClient>, out: VecDeque<u8> },
+    Rdma(Box<rdma::Line>),
+}
+
 struct Queue {
     qid: u16,
-    stream: Box<dyn Stream>,
-    wire: WireClient,
-    out: VecDeque<u8>,
+    line: Line,
     /// ICResp has come.
     up: bool,
     /// Connect has succeeded.
@@ -211,8 +220,13 @@ impl Queue {
         let cid = self.cid();
         sqe.cid = U16::new(cid);
         trace::event("command", u64::from(self.qid) << 32 | u64::from(cid), sqe.opcode.into(), command.stamp);
-        let pdu = self.wire.capsule(&sqe, in_capsule);
-        self.out.extend(pdu);
+        match &mut self.line {
+            Line::Tcp { wire, out, .. } => out.extend(wire.capsule(&sqe, in_capsule)),
+            Line::Rdma(line) => {
+                let data = if in_capsule.is_empty() { &command.payload } else { in_capsule };
+                line.submit(sqe, !in_capsule.is_empty(), data, command.expects);
+            }
+        }
         self.commands.insert(cid, command);
         cid
     }
@@ -233,6 +247,7 @@ pub struct Host {
     config: HostConfig,
     shared: SharedNamespaces,
     network: SimNetwork,
+    fabric: SimFabric,
     rng: Rng,
     phase: Phase,
     queues: Vec<Queue>,
@@ -262,6 +277,7 @@ impl Host {
         Rc::new(RefCell::new(Host {
             shared: Rc::clone(shared),
             network,
+            fabric: SimFabric::new(&view.sim),
             rng: Rng::new(seed),
             phase: Phase::Away { until: Instant(0) },
             queues: Vec::new(),
@@ -283,16 +299,20 @@ impl Host {
     }
 
     fn open_queue(&mut self, qid: u16, now: Instant) {
-        let stream = self.network.connect(self.config.addr).expect("the network takes connections");
-        let mut wire = WireClient::new();
-        let (header, data) = self.config.digests;
-        let out = wire.icreq(header, data, self.rng.below(4) as u8, self.rng.below(4) as u32);
         let entries = if qid == 0 { 32 } else { usize::from(self.config.entries) };
+        let line = match self.config.transport {
+            TransportKind::Tcp => {
+                let stream = self.network.connect(self.config.addr).expect("the network takes connections");
+                let mut wire = Box::new(WireClient::new());
+                let (header, data) = self.config.digests;
+                let out = wire.icreq(header, data, self.rng.below(4) as u8, self.rng.below(4) as u32).into();
+                Line::Tcp { stream, wire, out }
+            }
+            TransportKind::Rdma => Line::Rdma(Box::new(rdma::Line::new(&self.fabric, self.config.addr, qid, entries))),
+        };
         self.queues.push(Queue {
             qid,
-            stream,
-            wire,
-            out: out.into(),
+            line,
             up: false,
             connected: false,
             entries,
@@ -360,13 +380,17 @@ impl Host {
     fn transfer(&mut self, index: usize, now: Instant) -> Result<bool, End> {
         let queue = &mut self.queues[index];
         let mut busy = false;
-        while !queue.out.is_empty() {
-            let (first, _) = queue.out.as_slices();
+        let (stream, wire, out) = match &mut queue.line {
+            Line::Tcp { stream, wire, out } => (stream, wire, out),
+            Line::Rdma(_) => return self.transfer_rdma(index, now),
+        };
+        while !out.is_empty() {
+            let (first, _) = out.as_slices();
             let limit = if self.config.dribbles { 1 + self.rng.below(200) as usize } else { usize::MAX };
             let piece = &first[..first.len().min(limit)];
-            match queue.stream.send(&[IoSlice::new(piece)]) {
+            match stream.send(&[IoSlice::new(piece)]) {
                 Ok(sent) => {
-                    queue.out.drain(..sent);
+                    out.drain(..sent);
                     busy = true;
                     if self.config.dribbles {
                         break;
@@ -384,18 +408,49 @@ impl Host {
             return Ok(busy);
         }
         let mut bytes = vec![0; 1 + self.rng.below(65536) as usize];
-        let count = match queue.stream.recv(&mut [IoSliceMut::new(&mut bytes)]) {
+        let count = match stream.recv(&mut [IoSliceMut::new(&mut bytes)]) {
             Ok(0) => return Err(End::Lost("end of stream".into())),
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(busy),
             Err(error) => return Err(End::Lost(format!("receive: {error}"))),
         };
-        let pdus = queue.wire.receive(&bytes[..count]);
+        let pdus = wire.receive(&bytes[..count]);
         let pdus = pdus.unwrap_or_else(|why| panic!("host {}: the target broke a rule: {why}", self.config.number));
         for pdu in pdus {
             self.handle(index, pdu, now)?;
         }
         Ok(true)
+    }
+
+    /// The same over RDMA, where what moves are whole capsules.
+    fn transfer_rdma(&mut self, index: usize, now: Instant) -> Result<bool, End> {
+        let queue = &mut self.queues[index];
+        let Line::Rdma(line) = &mut queue.line else { unreachable!("the caller looked") };
+        if now < queue.stalled_until {
+            return Ok(false);
+        }
+        if self.config.stalls && self.rng.one_in(64) {
+            queue.stalled_until = now + Duration::from_nanos(self.rng.below(20_000_000));
+            return Ok(false);
+        }
+        let mut came = Vec::new();
+        // What came before the end counts.
+        let stepped = line.step(&mut self.rng, &mut came);
+        for came in came {
+            match came {
+                rdma::Came::Up => {
+                    self.queues[index].up = true;
+                    self.connect_command(index, now);
+                }
+                rdma::Came::Response(cqe, data) => {
+                    if let Some(command) = self.queues[index].commands.get_mut(&cqe.cid.get()) {
+                        command.data = data;
+                    }
+                    self.complete(index, cqe, now)?;
+                }
+            }
+        }
+        stepped.map_err(End::Lost)
     }
 
     fn handle(&mut self, index: usize, pdu: TargetPdu, now: Instant) -> Result<(), End> {
@@ -416,8 +471,8 @@ impl Host {
                 );
                 let piece = 1 + self.rng.below(70_000) as u32;
                 let piece = piece.next_multiple_of(4);
-                let pdus = queue.wire.answer_r2t(cid, ttag, offset, len, &command.payload, piece);
-                queue.out.extend(pdus);
+                let Line::Tcp { wire, out, .. } = &mut queue.line else { unreachable!("R2Ts are TCP's") };
+                out.extend(wire.answer_r2t(cid, ttag, offset, len, &command.payload, piece));
             }
             TargetPdu::Data { cid, offset, data, last, success } => {
                 let command = queue.commands.get_mut(&cid);
@@ -711,7 +766,11 @@ impl Actor for Host {
         let queue = |queue: &Queue| {
             let kinds: Vec<String> =
                 queue.commands.iter().map(|(cid, command)| format!("{cid} {:?}", command.kind)).collect();
-            format!("\n    queue {}: up {}, out {}, {kinds:?}", queue.qid, queue.up, queue.out.len())
+            let out = match &queue.line {
+                Line::Tcp { out, .. } => out.len(),
+                Line::Rdma(line) => line.waiting(),
+            };
+            format!("\n    queue {}: up {}, out {out}, {kinds:?}", queue.qid, queue.up)
         };
         let queues: String = self.queues.iter().map(queue).collect();
         format!("host {}: {:?}, {} commands left{queues}", self.config.number, self.phase, self.left)

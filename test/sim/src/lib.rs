@@ -14,6 +14,7 @@ pub mod nbd;
 pub mod net;
 mod park;
 pub mod platform;
+pub mod rdma;
 pub mod seeds;
 pub mod sim;
 pub mod target;

@@ -135,7 +135,7 @@ impl Parker for SimParker {
         }
         state.parks.watches.insert(id, (self.index, token));
         let (readable, writable, _) = state.net.readiness(id);
-        if readable || writable {
+        if readable || writable || state.rdma.is_ready(id) {
             state.parks.edge(id);
         }
         Ok(())
@@ -152,7 +152,8 @@ impl Parker for SimParker {
         let mut state = self.sim.lock();
         let state = &mut *state;
         for (source, token) in state.parks.take(self.index, &mut state.rng) {
-            let (readable, writable, ended) = state.net.readiness(source);
+            let (mut readable, writable, ended) = state.net.readiness(source);
+            readable |= state.rdma.is_ready(source);
             if readable || writable {
                 out.push(Ready { token, readable, writable, ended });
             }

@@ -19,11 +19,14 @@ use reactor::{Clock, Instant};
 use crate::disk::{DiskEvent, Disks};
 use crate::net::{Net, NetEvent};
 use crate::park::Parks;
+use crate::rdma::{Rdma, RdmaEvent, Work};
 use crate::trace;
 
 /// Something that will happen.
+#[allow(clippy::large_enum_variant)]
 pub(crate) enum Event {
     Net(NetEvent),
+    Rdma(RdmaEvent),
     Disk(DiskEvent),
     Timer(u64),
 }
@@ -65,6 +68,27 @@ impl Agenda {
         self.entries.push(Reverse(Entry { at: at.max(self.now), number: self.next, event }));
     }
 
+    /// Takes out the ends of work of a queue pair that have not come; of receives of a shared queue, none.
+    pub(crate) fn take_rdma_work(&mut self, of: u64, shared: bool) -> Vec<Work> {
+        let is_its = |event: &Event| match event {
+            Event::Rdma(RdmaEvent::Complete { qp, work, .. }) => {
+                *qp == of && (!shared || matches!(work, Work::Posted { .. }))
+            }
+            _ => false,
+        };
+        let (mut taken, mut kept) = (Vec::new(), Vec::new());
+        for Reverse(entry) in std::mem::take(&mut self.entries) {
+            if is_its(&entry.event) { taken.push(entry) } else { kept.push(Reverse(entry)) }
+        }
+        self.entries = kept.into();
+        taken.sort_by_key(|entry| (entry.at, entry.number));
+        let work = taken.into_iter().filter_map(|entry| match entry.event {
+            Event::Rdma(RdmaEvent::Complete { work, .. }) => Some(work),
+            _ => None,
+        });
+        work.collect()
+    }
+
     pub(crate) fn after(&mut self, delay_ns: u64, event: Event) {
         self.at(self.now.saturating_add(delay_ns), event);
     }
@@ -75,6 +99,7 @@ pub(crate) struct State {
     pub(crate) rng: Rng,
     pub(crate) agenda: Agenda,
     pub(crate) net: Net,
+    pub(crate) rdma: Rdma,
     pub(crate) disks: Disks,
     pub(crate) parks: Parks,
     timers: BTreeMap<u64, Waker>,
@@ -113,6 +138,7 @@ impl Sim {
             rng: Rng::new(seed ^ 0x5eed_0f51),
             agenda: Agenda { now, ..Agenda::default() },
             net: Net::default(),
+            rdma: Rdma::default(),
             disks,
             parks: Parks::default(),
             timers: BTreeMap::new(),
@@ -151,6 +177,18 @@ impl Sim {
         change(&mut self.lock().net.rules)
     }
 
+    /// Lets `change` at the rules of RDMA devices.
+    pub fn rdma<R>(&self, change: impl FnOnce(&mut crate::rdma::RdmaRules) -> R) -> R {
+        change(&mut self.lock().rdma.rules)
+    }
+
+    /// The machine's RDMA device goes away with everything on it, or comes back.
+    pub fn lose_rdma_device(&self, lost: bool) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.rdma.set_lost(lost, &mut state.rng, &mut state.agenda, &mut state.parks);
+    }
+
     /// Lets `change` at the disks' rules.
     pub fn disk<R>(&self, change: impl FnOnce(&mut crate::disk::DiskRules) -> R) -> R {
         change(&mut self.lock().disks.rules)
@@ -160,6 +198,7 @@ impl Sim {
     pub fn break_connections(&self, count: usize) -> usize {
         let mut state = self.lock();
         let state = &mut *state;
+        state.rdma.break_some(count, &mut state.rng, &mut state.agenda);
         state.net.break_some(count, &mut state.rng, &mut state.agenda)
     }
 
@@ -167,12 +206,16 @@ impl Sim {
     pub fn silence_some(&self) -> usize {
         let mut state = self.lock();
         let state = &mut *state;
+        state.rdma.silence_some(&mut state.rng);
         state.net.silence_some(&mut state.rng)
     }
 
     /// Ends of connections that somebody holds.
     pub fn open_sockets(&self) -> usize {
-        self.lock().net.open_ends()
+        {
+            let state = self.lock();
+            state.net.open_ends() + state.rdma.open_ends()
+        }
     }
 
     /// When connections to `addr` were attempted.
@@ -202,6 +245,7 @@ impl Sim {
                 count += 1;
                 match entry.event {
                     Event::Net(event) => state.net.happen(event, &mut state.rng, &mut state.agenda, &mut state.parks),
+                    Event::Rdma(event) => state.rdma.happen(event, &mut state.rng, &mut state.agenda, &mut state.parks),
                     Event::Disk(event) => {
                         state.disks.happen(event, &mut state.rng, &mut state.agenda, &mut state.parks)
                     }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvmf::rdma::transport::RdmaTransport;
 use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
 use nvmf::target::poll_group::groups::PollGroups;
 use nvmf::target::poll_group::{Loads, PollGroup};
@@ -13,6 +14,7 @@ use nvmf::target::transport::Transports;
 use nvmf::target::view::{ListenAddress, TransportKind, TransportOptions};
 use nvmf::tcp::transport::TcpTransport;
 
+use crate::rdma::SimFabric;
 use crate::world::World;
 
 /// The subsystem that scenarios use.
@@ -33,6 +35,7 @@ pub struct Target {
     /// Its control plane.
     pub nvmf: Arc<NvmfSystem>,
     controllers: Arc<ControllerTable>,
+    kind: TransportKind,
 }
 
 impl Target {
@@ -41,18 +44,28 @@ impl Target {
     /// # Panics
     /// When it cannot be made.
     pub fn install(world: &mut World, options: TransportOptions) -> Target {
+        Target::install_over(world, TransportKind::Tcp, options)
+    }
+
+    /// The same with another transport.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn install_over(world: &mut World, kind: TransportKind, options: TransportOptions) -> Target {
         let controllers = Arc::new(ControllerTable::default());
         let loads = Arc::new(Loads::new(world.reactor_count()));
         for n in 0..world.reactor_count() {
             PollGroup::install(world.context(n), Arc::clone(&controllers), Arc::clone(&loads));
         }
-        let transports: Transports = vec![Arc::new(TcpTransport::new(world.platform().network()))];
+        let fabric = Arc::new(SimFabric::new(world.sim()));
+        let transports: Transports =
+            vec![Arc::new(TcpTransport::new(world.platform().network())), Arc::new(RdmaTransport::new(fabric))];
         let groups = Arc::new(PollGroups::new(world.system().reactors().to_vec()));
         let nvmf = NvmfSystem::new(Arc::clone(world.system()), Arc::clone(&controllers), transports, groups);
-        let target = Target { nvmf, controllers };
+        let target = Target { nvmf, controllers, kind };
         let system = Arc::clone(&target.nvmf);
-        let made = async move { system.create_transport(TransportKind::Tcp, options).await };
-        world.block_on("the transport", made).expect("there is TCP");
+        let made = async move { system.create_transport(kind, options).await };
+        world.block_on("the transport", made).expect("it can be had");
         target
     }
 
@@ -61,7 +74,7 @@ impl Target {
     /// # Panics
     /// When it cannot be served.
     pub fn serve(&self, world: &mut World, names: &[String]) {
-        let (system, names) = (Arc::clone(&self.nvmf), names.to_vec());
+        let (system, names, trtype) = (Arc::clone(&self.nvmf), names.to_vec(), self.kind);
         let made = async move {
             let new =
                 NewSubsystem { nqn: NQN.into(), allow_any_host: true, ana_reporting: true, ..NewSubsystem::default() };
@@ -69,7 +82,7 @@ impl Target {
             for name in names {
                 system.add_namespace(NQN, NewNamespace::default(), &name).await?;
             }
-            let address = listen_address(address());
+            let address = ListenAddress { trtype, ..listen_address(address()) };
             system.add_listener(NQN, NewListener { address, ana_state: None, sock_impl: None }).await
         };
         world.block_on("the subsystem", made).expect("it can be served");

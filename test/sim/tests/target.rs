@@ -10,7 +10,7 @@ use bdev::core::BdevSystem;
 use bdev::modules::malloc;
 use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
 use nvmf::target::system::NvmfSystem;
-use nvmf::target::view::TransportOptions;
+use nvmf::target::view::{ListenAddress, TransportKind, TransportOptions};
 use ringstone_sim::host::{Allowed, Host, HostConfig, Namespaces, SharedNamespaces, host_nqn};
 use ringstone_sim::seeds;
 use ringstone_sim::target::{NQN, Target, address, listen_address};
@@ -36,22 +36,40 @@ mod regressions {
     pub const SHUTDOWN: &[u64] = &[];
 }
 
-type Scenario = fn(u64);
+type Scenario = fn(TransportKind, u64);
+
+fn over_tcp(scenario: Scenario) -> impl Fn(u64) {
+    move |seed| scenario(TransportKind::Tcp, seed)
+}
+
+fn over_rdma(scenario: Scenario) -> impl Fn(u64) {
+    move |seed| scenario(TransportKind::Rdma, seed)
+}
 
 /// The namespace that comes and goes.
 const FLEETING: u32 = 20;
 
-fn transport(rng: &mut Rng) -> TransportOptions {
-    TransportOptions {
+fn transport(kind: TransportKind, rng: &mut Rng) -> TransportOptions {
+    let mut options = TransportOptions {
         in_capsule_data_size: 8192,
         c2h_success: rng.one_in(2),
         max_io_size: 131_072,
         ..TransportOptions::default()
+    };
+    if kind == TransportKind::Rdma {
+        let extra = [
+            ("no_srq", rng.one_in(3).into()),
+            ("max_srq_depth", (16 + rng.below(200)).into()),
+            ("send_with_invalidate", rng.one_in(2).into()),
+        ];
+        options.extra = extra.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     }
+    options
 }
 
 /// A target with volumes and hosts.
 struct Stage {
+    kind: TransportKind,
     world: World,
     target: Target,
     volumes: Vec<Volume>,
@@ -61,7 +79,13 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(sim: &Arc<Sim>, mut rng: Rng, volumes: Vec<Volume>, models: Option<Vec<Model>>) -> Stage {
+    fn new(
+        sim: &Arc<Sim>,
+        kind: TransportKind,
+        mut rng: Rng,
+        volumes: Vec<Volume>,
+        models: Option<Vec<Model>>,
+    ) -> Stage {
         let config = WorldConfig::drawn(&mut rng, |rng| 2 + rng.below(2) as usize);
         let mut world = World::new(sim, config, rng.next_u64());
         for volume in &volumes {
@@ -72,7 +96,7 @@ impl Stage {
             let create = volume.clone().create(Arc::clone(world.system()));
             world.block_on("the volume", create);
         }
-        let target = Target::install(&mut world, transport(&mut rng));
+        let target = Target::install_over(&mut world, kind, transport(kind, &mut rng));
         let names: Vec<String> = volumes.iter().map(|volume| volume.name.clone()).collect();
         target.serve(&mut world, &names);
         let fresh = || {
@@ -85,7 +109,7 @@ impl Stage {
         let models: Vec<Model> = models.unwrap_or_else(fresh);
         let models = (1..).zip(models).collect();
         let shared = Rc::new(RefCell::new(Namespaces { models, ..Namespaces::default() }));
-        Stage { world, target, volumes, shared, hosts: Vec::new(), rng }
+        Stage { kind, world, target, volumes, shared, hosts: Vec::new(), rng }
     }
 
     fn add_hosts(&mut self, commands: u64, vanishes: u32) {
@@ -95,6 +119,7 @@ impl Stage {
             let config = HostConfig {
                 number,
                 subnqn: NQN.into(),
+                transport: self.kind,
                 addr: address(),
                 queues: 1 + rng.below(4) as u16,
                 entries: 4 + rng.below(40) as u16,
@@ -146,6 +171,13 @@ fn machine(seed: u64, rng: &mut Rng) -> Arc<Sim> {
         rules.volatile_cache = rng.one_in(2);
         rules.queue_depth = 1 << rng.below(6);
     });
+    let longest = 10_000 + rng.below(200_000);
+    sim.rdma(|rules| {
+        rules.delay_ns = (500, longest);
+        rules.limits.initiator_depth = 1 + (seed % 16) as u8;
+        rules.limits.sge = 1 + (seed % 7) as u32;
+        rules.limits.mem_mgt_extensions = !seed.is_multiple_of(3);
+    });
     sim.net(|rules| {
         rules.delay_ns = (1_000, 10_000 + rng.below(500_000));
         rules.segment = (1, 100 + rng.below(100_000));
@@ -155,33 +187,39 @@ fn machine(seed: u64, rng: &mut Rng) -> Arc<Sim> {
 }
 
 /// Nothing goes wrong.
-fn serves(seed: u64) {
+fn serves(kind: TransportKind, seed: u64) {
     let mut rng = Rng::new(seed);
     let sim = machine(seed, &mut rng);
     let volumes = volumes(&mut rng);
-    let mut stage = Stage::new(&sim, rng, volumes, None);
+    let mut stage = Stage::new(&sim, kind, rng, volumes, None);
     stage.add_hosts(120, 0);
     stage.wait_for_hosts();
     stage.close();
 }
 
 #[test]
+fn target_serves_hosts_rdma() {
+    seeds::each("target_serves_hosts_rdma", 25, &[], over_rdma(serves));
+}
+
+#[test]
 fn target_serves_hosts() {
-    seeds::each("target_serves_hosts", 25, regressions::SERVES, serves);
+    seeds::each("target_serves_hosts", 25, regressions::SERVES, over_tcp(serves));
 }
 
 /// Connections break, go silent, are half closed and full of nonsense; hosts vanish and come back.
-fn network_faults(seed: u64) {
+fn network_faults(kind: TransportKind, seed: u64) {
     let mut rng = Rng::new(seed);
     let sim = machine(seed, &mut rng);
     let volumes = volumes(&mut rng);
-    let mut stage = Stage::new(&sim, rng, volumes, None);
+    let mut stage = Stage::new(&sim, kind, rng, volumes, None);
     stage.shared.borrow_mut().allowed.disconnects = true;
     let vanishes = stage.rng.below(4) as u32;
     stage.add_hosts(80, vanishes);
     let view = WorldView { sim: Arc::clone(&sim) };
-    let vandals: Vec<_> =
-        (0..stage.rng.below(3)).map(|_| Vandal::new(&view, address(), 6, stage.rng.next_u64())).collect();
+    let vandals: Vec<_> = (0..if kind == TransportKind::Tcp { stage.rng.below(3) } else { 0 })
+        .map(|_| Vandal::new(&view, address(), 6, stage.rng.next_u64()))
+        .collect();
     for vandal in &vandals {
         stage.world.add_actor(vandal.clone());
     }
@@ -190,6 +228,7 @@ fn network_faults(seed: u64) {
         rules.reset_one_in = if resets { 400 } else { 0 };
         rules.out_of_descriptors_one_in = if descriptors { 3 } else { 0 };
     });
+    sim.rdma(|rules| rules.break_one_in = if resets { 400 } else { 0 });
     for _ in 0..stage.rng.below(6) {
         let wait = Duration::from_nanos(stage.rng.below(10_000_000));
         stage.world.run_for(wait);
@@ -201,22 +240,28 @@ fn network_faults(seed: u64) {
         }
     }
     sim.net(|rules| (rules.reset_one_in, rules.out_of_descriptors_one_in) = (0, 0));
+    sim.rdma(|rules| rules.break_one_in = 0);
     stage.wait_for_hosts();
     stage.world.run_until("the vandals to end", |_| vandals.iter().all(|vandal| vandal.borrow().is_done()));
     stage.close();
 }
 
 #[test]
+fn target_network_faults_rdma() {
+    seeds::each("target_network_faults_rdma", 25, &[], over_rdma(network_faults));
+}
+
+#[test]
 fn target_network_faults() {
-    seeds::each("target_network_faults", 25, regressions::NETWORK, network_faults);
+    seeds::each("target_network_faults", 25, regressions::NETWORK, over_tcp(network_faults));
 }
 
 /// Reads, writes and flushes fail, disks are slow and full.
-fn disk_faults(seed: u64) {
+fn disk_faults(kind: TransportKind, seed: u64) {
     let mut rng = Rng::new(seed);
     let sim = machine(seed, &mut rng);
     let volumes: Vec<Volume> = volumes(&mut rng).into_iter().map(|volume| Volume { file: true, ..volume }).collect();
-    let mut stage = Stage::new(&sim, rng, volumes, None);
+    let mut stage = Stage::new(&sim, kind, rng, volumes, None);
     let full = stage.rng.one_in(2);
     stage.shared.borrow_mut().allowed = Allowed { media: true, full, ..Allowed::default() };
     let rng = &mut stage.rng;
@@ -235,18 +280,23 @@ fn disk_faults(seed: u64) {
 }
 
 #[test]
+fn target_disk_faults_rdma() {
+    seeds::each("target_disk_faults_rdma", 15, &[], over_rdma(disk_faults));
+}
+
+#[test]
 fn target_disk_faults() {
-    seeds::each("target_disk_faults", 15, regressions::DISKS, disk_faults);
+    seeds::each("target_disk_faults", 15, regressions::DISKS, over_tcp(disk_faults));
 }
 
 /// The power fails under load, again and again.
-fn power(seed: u64) {
+fn power(kind: TransportKind, seed: u64) {
     let mut rng = Rng::new(seed);
     let mut sim = machine(seed, &mut rng);
     let volumes: Vec<Volume> = volumes(&mut rng).into_iter().map(|volume| Volume { file: true, ..volume }).collect();
     let mut models = None;
     for life in 0..3 {
-        let mut stage = Stage::new(&sim, Rng::new(rng.next_u64()), volumes.clone(), models.take());
+        let mut stage = Stage::new(&sim, kind, Rng::new(rng.next_u64()), volumes.clone(), models.take());
         stage.add_hosts(60, 0);
         if life == 2 {
             stage.wait_for_hosts();
@@ -268,13 +318,25 @@ fn power(seed: u64) {
 }
 
 #[test]
+fn target_power_failure_rdma() {
+    seeds::each("target_power_failure_rdma", 15, &[], over_rdma(power));
+}
+
+#[test]
 fn target_power_failure() {
-    seeds::each("target_power_failure", 15, regressions::POWER, power);
+    seeds::each("target_power_failure", 15, regressions::POWER, over_tcp(power));
 }
 
 /// What an administrator does while hosts work.
-async fn churn(nvmf: Arc<NvmfSystem>, bdevs: Arc<BdevSystem>, mut rng: Rng, shared: SharedNamespaces) {
+async fn churn(
+    kind: TransportKind,
+    nvmf: Arc<NvmfSystem>,
+    bdevs: Arc<BdevSystem>,
+    mut rng: Rng,
+    shared: SharedNamespaces,
+) {
     let other: SocketAddr = "10.0.0.2:4421".parse().expect("an address");
+    let other = ListenAddress { trtype: kind, ..listen_address(other) };
     let second = "nqn.2026-11.io.ringstone:other";
     for _ in 0..6 + rng.below(10) {
         bdevs.executor().sleep(Duration::from_nanos(rng.below(4_000_000))).await;
@@ -299,10 +361,10 @@ async fn churn(nvmf: Arc<NvmfSystem>, bdevs: Arc<BdevSystem>, mut rng: Rng, shar
                 bdevs.remove("fleeting").await.expect("its namespace lets go of it");
             }
             3 => {
-                let new = NewListener { address: listen_address(other), ana_state: None, sock_impl: None };
+                let new = NewListener { address: other.clone(), ana_state: None, sock_impl: None };
                 nvmf.add_listener(NQN, new).await.expect("the port is free");
                 bdevs.executor().sleep(Duration::from_nanos(rng.below(3_000_000))).await;
-                nvmf.remove_listener(NQN, listen_address(other)).await.expect("it listens");
+                nvmf.remove_listener(NQN, other.clone()).await.expect("it listens");
             }
             4 => {
                 let new = NewSubsystem { nqn: second.into(), allow_any_host: true, ..NewSubsystem::default() };
@@ -328,15 +390,15 @@ async fn churn(nvmf: Arc<NvmfSystem>, bdevs: Arc<BdevSystem>, mut rng: Rng, shar
     }
 }
 
-fn churns(seed: u64) {
+fn churns(kind: TransportKind, seed: u64) {
     let mut rng = Rng::new(seed);
     let sim = machine(seed, &mut rng);
     let volumes = volumes(&mut rng);
-    let mut stage = Stage::new(&sim, rng, volumes, None);
+    let mut stage = Stage::new(&sim, kind, rng, volumes, None);
     stage.shared.borrow_mut().fleeting = vec![FLEETING];
     stage.add_hosts(120, 0);
     let (nvmf, bdevs) = (Arc::clone(&stage.target.nvmf), Arc::clone(stage.world.system()));
-    let changing = churn(nvmf, bdevs, Rng::new(stage.rng.next_u64()), Rc::clone(&stage.shared));
+    let changing = churn(kind, nvmf, bdevs, Rng::new(stage.rng.next_u64()), Rc::clone(&stage.shared));
     let changing = stage.world.spawn(changing);
     stage.world.run_until("the changes to end", |_| changing.take().is_some());
     stage.wait_for_hosts();
@@ -344,16 +406,21 @@ fn churns(seed: u64) {
 }
 
 #[test]
+fn target_changes_under_load_rdma() {
+    seeds::each("target_changes_under_load_rdma", 20, &[], over_rdma(churns));
+}
+
+#[test]
 fn target_changes_under_load() {
-    seeds::each("target_changes_under_load", 20, regressions::CHURN, churns);
+    seeds::each("target_changes_under_load", 20, regressions::CHURN, over_tcp(churns));
 }
 
 /// The target is shut down under load.
-fn shutdown(seed: u64) {
+fn shutdown(kind: TransportKind, seed: u64) {
     let mut rng = Rng::new(seed);
     let sim = machine(seed, &mut rng);
     let volumes = volumes(&mut rng);
-    let mut stage = Stage::new(&sim, rng, volumes, None);
+    let mut stage = Stage::new(&sim, kind, rng, volumes, None);
     stage.shared.borrow_mut().allowed = Allowed { disconnects: true, refusals: true, ..Allowed::default() };
     stage.add_hosts(1_000, 0);
     let wait = Duration::from_nanos(stage.rng.below(30_000_000));
@@ -367,14 +434,49 @@ fn shutdown(seed: u64) {
 }
 
 #[test]
+fn target_shutdown_under_load_rdma() {
+    seeds::each("target_shutdown_under_load_rdma", 15, &[], over_rdma(shutdown));
+}
+
+#[test]
 fn target_shutdown_under_load() {
-    seeds::each("target_shutdown_under_load", 15, regressions::SHUTDOWN, shutdown);
+    seeds::each("target_shutdown_under_load", 15, regressions::SHUTDOWN, over_tcp(shutdown));
+}
+
+/// The machine's RDMA device goes away with all connections, again and again, and comes back.
+fn device_loss(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let volumes = volumes(&mut rng);
+    let mut stage = Stage::new(&sim, TransportKind::Rdma, rng, volumes, None);
+    stage.shared.borrow_mut().allowed = Allowed { disconnects: true, refusals: true, ..Allowed::default() };
+    stage.add_hosts(300, 0);
+    for _ in 0..3 {
+        let wait = Duration::from_nanos(stage.rng.below(20_000_000));
+        stage.world.run_for(wait);
+        sim.lose_rdma_device(true);
+        let wait = Duration::from_nanos(stage.rng.below(20_000_000));
+        stage.world.run_for(wait);
+        sim.lose_rdma_device(false);
+        // Listening is tried again with the timer.
+        stage.world.run_for(Duration::from_secs(1));
+    }
+    stage.wait_for_hosts();
+    stage.close();
+}
+
+#[test]
+fn target_survives_the_loss_of_its_device() {
+    seeds::each("target_survives_the_loss_of_its_device", 15, &[], device_loss);
 }
 
 #[test]
 fn a_seed_decides_everything() {
     let scenarios: [(&str, Scenario); 3] = [("serves", serves), ("network", network_faults), ("power", power)];
-    for (name, scenario) in scenarios {
+    for (kind, (name, scenario)) in
+        [TransportKind::Tcp, TransportKind::Rdma].into_iter().flat_map(|kind| scenarios.map(|one| (kind, one)))
+    {
+        let scenario = |seed| scenario(kind, seed);
         let first = seeds::run_once(name, 7, scenario);
         assert!(first.1 > 100, "{name}: a run does something");
         assert_eq!(first, seeds::run_once(name, 7, scenario), "{name}");

@@ -15,7 +15,7 @@ use crate::spec::{Cqe, FabricsCommand, Sqe, Status};
 use crate::target::connect::{self, ConnectError};
 use crate::target::controller::{COMMAND_QUIESCE_TIME, Controller, ControllerConfig, Kind};
 use crate::target::shared::{ControllerShared, ControllerTable, IoCounters};
-use crate::target::transport::Incoming;
+use crate::target::transport::{Incoming, Place};
 use crate::target::view::{DISCOVERY_NQN, ListenAddress, SubsystemView, TransportOptions};
 
 impl PollGroup {
@@ -41,12 +41,26 @@ impl PollGroup {
         let peer = incoming.peer_addr();
         if self.qpairs.len() >= MAX_QPAIRS {
             self.loads.release(self.reactor);
+            incoming.turn_away();
             tracing::warn!(%peer, limit = MAX_QPAIRS, "a connection was turned away: the reactor has all that it may have");
             return;
         }
         self.next_generation = self.next_generation.wrapping_add(1);
         let index = self.qpairs.vacant_key();
-        let mut qpair = incoming.into_qpair();
+        let runtime = std::rc::Rc::clone(&self.runtime);
+        let made = {
+            let mut runtime = runtime.borrow_mut();
+            let (poller, pool) = (self.poller, runtime.pool());
+            incoming.into_qpair(&mut Place { cx, poller, pool, groups: &mut self.groups })
+        };
+        let mut qpair = match made {
+            Ok(qpair) => qpair,
+            Err(error) => {
+                self.loads.release(self.reactor);
+                tracing::warn!(%peer, %error, "a connection was turned away");
+                return;
+            }
+        };
         if let Err(error) = qpair.watch(cx, self.poller, qpair_key(index)) {
             self.loads.release(self.reactor);
             tracing::warn!(%peer, %error, "a connection was turned away: it cannot be watched");

@@ -31,6 +31,13 @@ pub enum TargetError {
         /// Those that it was built with.
         have: Vec<TransportKind>,
     },
+    /// The program has it, but this machine does not have what it needs. Nothing was done.
+    Unavailable {
+        /// Which.
+        kind: TransportKind,
+        /// What is missing, and how to get it.
+        source: io::Error,
+    },
     /// The host does not let the address be listened on. Nothing was done.
     Listen {
         /// Where.
@@ -57,6 +64,9 @@ impl fmt::Display for TargetError {
             TargetError::NoTransport { kind, .. } => {
                 write!(f, "this program was built without a transport {}", kind.name())
             }
+            TargetError::Unavailable { kind, source } => {
+                write!(f, "transport {} cannot be used: {source}", kind.name())
+            }
             TargetError::Listen { address, source } => {
                 write!(f, "cannot listen on {}: {}", address.socket_addr(), refusal(source).0)
             }
@@ -75,7 +85,7 @@ impl std::error::Error for TargetError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             TargetError::Bdev { source, .. } => Some(source),
-            TargetError::Listen { source, .. } => Some(source),
+            TargetError::Listen { source, .. } | TargetError::Unavailable { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -127,6 +137,10 @@ impl From<TargetError> for RpcError {
                     .field("trtype")
                     .value(kind.name())
                     .fix(format!("it has {}", have.join(", ")))
+            }
+            TargetError::Unavailable { kind, source } => {
+                let error = RpcError::invalid_params(source.to_string());
+                error.field("trtype").value(kind.name()).fix("get what is missing and call again; TCP needs none of it")
             }
             TargetError::Listen { address, source } => {
                 let (reason, fix) = refusal(&source);

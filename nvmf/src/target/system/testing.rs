@@ -213,6 +213,7 @@ impl Reactors for FakeReactors {
             pending_bdev_io: 6,
             completed_nvme_io: 7,
             transports: vec![TransportKind::Tcp],
+            groups: Vec::new(),
         };
         Box::pin(async move { Ok(vec![stats(0), stats(1)]) })
     }
