@@ -308,11 +308,11 @@ impl RdmaGroup {
         self.member(at).0.post_receive(Some(at.endpoint), buffer);
     }
 
-    /// Counts a command that has completed, `latency_ns` after it came.
-    pub fn count_request(&mut self, at: At, latency_ns: u64) {
-        let counters = &mut self.member(at).0.counters;
-        counters.requests += 1;
-        counters.request_latency_ns += latency_ns;
+    /// Counts a command whose response has arrived.
+    pub fn count_request(&mut self, at: At, arrived: Instant) {
+        let (hub, now) = self.member(at);
+        hub.counters.requests += 1;
+        hub.counters.request_latency_ns += now.nanos_since(arrived);
     }
 
     /// What a queue pair waits for.

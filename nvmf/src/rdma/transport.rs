@@ -122,7 +122,7 @@ impl Transport for RdmaTransport {
         let fabric = Arc::clone(&self.fabric);
         let listener = fabric.listen(address.socket_addr(), settings.backlog)?;
         let address = listener.local_addr();
-        Ok(Box::new(RdmaAcceptor { fabric, listener: Some(listener), address, settings, failed: false, watch: None }))
+        Ok(Box::new(RdmaAcceptor { fabric, listener: Some(listener), address, settings, watcher: None, watch: None }))
     }
 }
 
@@ -132,8 +132,8 @@ struct RdmaAcceptor {
     listener: Option<Box<dyn Listener>>,
     address: SocketAddr,
     settings: Settings,
-    /// It is looked at with every timer: nothing announces connections.
-    failed: bool,
+    /// Who watches, under which key.
+    watcher: Option<(PollerId, u64)>,
     watch: Option<WatchId>,
 }
 
@@ -161,30 +161,31 @@ fn refuse(link: Box<dyn Link>, reject: Reject) {
 }
 
 impl Acceptor for RdmaAcceptor {
-    fn accept(&mut self, max: usize) -> Vec<Box<dyn Incoming>> {
+    fn accept(&mut self, cx: &mut Context, max: usize) -> Vec<Box<dyn Incoming>> {
         let mut arrived = Vec::new();
         if self.listener.is_none() {
-            match self.fabric.listen(self.address, self.settings.backlog) {
-                Ok(listener) => {
-                    tracing::info!(address = %self.address, "listening over RDMA again");
-                    self.listener = Some(listener);
-                }
-                Err(_) => return arrived,
+            // The device is away still, or this was the last try.
+            let Ok(listener) = self.fabric.listen(self.address, self.settings.backlog) else { return arrived };
+            self.listener = Some(listener);
+            if let Some((poller, key)) = self.watcher
+                && let Err(error) = self.watch(cx, poller, key)
+            {
+                tracing::warn!(address = %self.address, %error, "the RDMA device is back and cannot be watched");
+                self.listener = None;
+                return arrived;
             }
+            tracing::info!(address = %self.address, "listening over RDMA again");
         }
-        for _ in 0..max {
-            let Some(listener) = &mut self.listener else { break };
+        while arrived.len() < max
+            && let Some(listener) = &mut self.listener
+        {
             match listener.next() {
                 Ok(Some(request)) => arrived.extend(self.consider(request)),
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(address = %self.address, %error, "no connections over RDMA until the device is back");
-                    self.failed = true;
-                    // Kept while its descriptor is watched.
-                    if self.watch.is_none() {
-                        self.listener = None;
-                    }
-                    break;
+                    self.close(cx);
+                    self.listener = None;
                 }
             }
         }
@@ -192,10 +193,11 @@ impl Acceptor for RdmaAcceptor {
     }
 
     fn wants_retry(&self) -> bool {
-        self.failed
+        self.listener.is_none()
     }
 
     fn watch(&mut self, cx: &mut Context, poller: PollerId, key: u64) -> io::Result<()> {
+        self.watcher = Some((poller, key));
         if let Some(listener) = &self.listener {
             self.watch = Some(cx.watch(poller, listener.source(), key)?);
         }
@@ -277,6 +279,7 @@ impl Incoming for RdmaIncoming {
             group,
             inbox: VecDeque::new(),
             arrived: vec![Instant(0); config.slots.into()],
+            answering: VecDeque::new(),
             blocked: false,
             ended: None,
             closed: false,
@@ -301,6 +304,8 @@ struct RdmaQpair {
     inbox: VecDeque<Done>,
     /// When the command in each slot came.
     arrived: Vec<Instant>,
+    /// When those came whose responses are on the way, which arrive in this order.
+    answering: VecDeque<Instant>,
     /// What is to be posted waits for something to come back.
     blocked: bool,
     ended: Option<String>,
@@ -319,6 +324,11 @@ impl RdmaQpair {
             Done::Received { .. } => Ok(()),
             Done::Posted { user, data, head, status, .. } => {
                 self.blocked = false;
+                if head.is_some()
+                    && let Some(arrived) = self.answering.pop_front()
+                {
+                    self.group.borrow_mut().count_request(self.at, arrived);
+                }
                 self.queue.done(user, data, head, status, pool)
             }
         };
@@ -378,10 +388,7 @@ impl Qpair for RdmaQpair {
         if self.closed {
             return;
         }
-        let mut group = self.group.borrow_mut();
-        let latency = group.now().nanos_since(self.arrived[usize::from(slot)]);
-        group.count_request(self.at, latency);
-        drop(group);
+        self.answering.push_back(self.arrived[usize::from(slot)]);
         self.queue.complete(slot, cqe, data);
     }
 

@@ -436,7 +436,7 @@ impl PollGroup {
     fn accept(&mut self, cx: &mut Context) -> bool {
         let mut arrived: Vec<(ListenAddress, Box<dyn Incoming>)> = Vec::new();
         for (_, (address, acceptor)) in &mut self.listeners {
-            let batch = acceptor.accept(ACCEPT_BATCH);
+            let batch = acceptor.accept(cx, ACCEPT_BATCH);
             // A full batch may have left some behind: the next poll looks again.
             self.accepting |= batch.len() == ACCEPT_BATCH;
             self.accept_later |= acceptor.wants_retry();

@@ -175,7 +175,7 @@ pub struct DeviceStats {
     pub completions: u64,
     /// Commands.
     pub requests: u64,
-    /// Time of all commands together, from arrival to completion, nanoseconds; as exact as the reactor's steps are short.
+    /// Time of all commands together, until their responses have arrived, nanoseconds; as exact as the reactor's steps are short.
     pub request_latency_ns: u64,
     /// Commands that wait for something of the transport's own to be free, now.
     pub pending_free_request: u64,
@@ -198,7 +198,7 @@ pub struct DeviceStats {
 /// A listening address, on the reactor that accepts for it.
 pub trait Acceptor: Send {
     /// Connections that came since the last call, at most `max`.
-    fn accept(&mut self, max: usize) -> Vec<Box<dyn Incoming>>;
+    fn accept(&mut self, cx: &mut Context, max: usize) -> Vec<Box<dyn Incoming>>;
     /// Connections may be waiting that the host could not hand over (it was out of descriptors or memory), and nothing will
     /// announce them again: call `accept` once more after a while.
     fn wants_retry(&self) -> bool {

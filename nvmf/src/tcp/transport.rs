@@ -80,7 +80,7 @@ struct TcpAcceptor {
 }
 
 impl Acceptor for TcpAcceptor {
-    fn accept(&mut self, max: usize) -> Vec<Box<dyn Incoming>> {
+    fn accept(&mut self, _: &mut Context, max: usize) -> Vec<Box<dyn Incoming>> {
         self.failed = false;
         let mut arrived: Vec<Box<dyn Incoming>> = Vec::new();
         while arrived.len() < max {

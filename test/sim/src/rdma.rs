@@ -181,7 +181,8 @@ impl Rdma {
     }
 
     pub(crate) fn open_ends(&self) -> usize {
-        self.qps.len() + self.listeners.len() + self.hubs.len()
+        // An owner may keep a hub for queue pairs to come.
+        self.qps.len() + self.listeners.len()
     }
 
     pub(crate) fn is_ready(&self, source: u64) -> bool {

@@ -322,7 +322,7 @@ struct FakeAcceptor {
 }
 
 impl Acceptor for FakeAcceptor {
-    fn accept(&mut self, _: usize) -> Vec<Box<dyn Incoming>> {
+    fn accept(&mut self, _: &mut Context, _: usize) -> Vec<Box<dyn Incoming>> {
         Vec::new()
     }
 

@@ -91,7 +91,7 @@ impl Line {
         let depth = self.entries + 2;
         let config = HubConfig { completions: 4 * depth, shared_receives: 0, announce: false };
         let mut hub = link.hub(config).map_err(|error| error.to_string())?;
-        let depths = QueueDepths { send: depth, receive: depth, send_pieces: 4 };
+        let depths = QueueDepths { send: depth, receive: depth, send_pieces: 1 };
         let endpoint = hub.attach(link, depths).map_err(|error| error.to_string())?;
         for buffer in hub.messages(depth as usize, RESPONSE_BYTES).expect("there is memory") {
             hub.post_receive(Some(endpoint), buffer).expect("there is room");
