@@ -92,6 +92,10 @@ struct World {
     without: Option<Rule>,
     ids: Arc<AtomicU64>,
     value: u64,
+    /// Legs are found in the opposite order.
+    backwards: bool,
+    /// No leg fails or comes back.
+    calm: bool,
 }
 
 fn ids(counter: &Arc<AtomicU64>) -> Box<dyn FnMut() -> Uuid + Send> {
@@ -137,6 +141,8 @@ impl World {
             without,
             ids: ids_from,
             value: 0,
+            backwards: false,
+            calm: false,
         };
         world.begin();
         world.settle();
@@ -390,7 +396,7 @@ impl World {
             }
             18 if self.rng.one_in(3) => self.array.tidy(),
             18 => self.client_flush(),
-            19 if self.rng.one_in(6) => self.trouble(),
+            19 if !self.calm && self.rng.one_in(6) => self.trouble(),
             _ => {}
         }
     }
@@ -460,6 +466,9 @@ impl World {
     fn assemble(&mut self) {
         let mut here: Vec<usize> = (0..self.disks.len()).filter(|_| !self.rng.one_in(4)).collect();
         loop {
+            if self.backwards {
+                here.reverse();
+            }
             let slot = |disk: usize, n: u64| self.disks[disk].unit(self.layout.super_lba(n));
             let found: Vec<Superblock> = here
                 .iter()
@@ -530,6 +539,18 @@ impl World {
     }
 }
 
+impl World {
+    /// Comes to rest, and then all legs are the same.
+    fn check_legs(&mut self) {
+        self.settle();
+        for lba in 0..BLOCKS {
+            let values: Vec<u64> = self.disks.iter().map(|disk| disk.read(lba)).collect();
+            assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "block {lba} differs: {values:?}");
+            assert!(values[0] >= self.blocks[lba as usize].floor, "block {lba}: an acknowledged write is lost");
+        }
+    }
+}
+
 fn run(seed: u64, without: Option<Rule>) {
     let mut world = World::new(seed, without);
     for _ in 0..6 {
@@ -541,12 +562,32 @@ fn run(seed: u64, without: Option<Rule>) {
             _ => world.lose_power(),
         }
     }
-    world.settle();
-    for lba in 0..BLOCKS {
-        let values: Vec<u64> = world.disks.iter().map(|disk| disk.read(lba)).collect();
-        assert!(values.windows(2).all(|pair| pair[0] == pair[1]), "block {lba} differs: {values:?}");
-        assert!(values[0] >= world.blocks[lba as usize].floor, "block {lba}: an acknowledged write is lost");
+    world.check_legs();
+}
+
+/// Power fails while a leg becomes in sync, and again soon after the next start, before the legs have talked of anything else.
+fn run_promotions(seed: u64, without: Option<Rule>) {
+    let mut world = World::new(seed, without);
+    for _ in 0..4 {
+        for _ in 0..3000 {
+            world.step();
+            let round = &world.array.commit;
+            if (round.completing.is_some() || round.completed.is_some()) && !round.out.is_empty() && world.rng.one_in(3)
+            {
+                break;
+            }
+        }
+        for _ in 0..2 {
+            world.backwards = world.rng.one_in(2);
+            world.lose_power();
+            world.calm = true;
+            for _ in 0..world.rng.below(500) {
+                world.step();
+            }
+            world.calm = false;
+        }
     }
+    world.check_legs();
 }
 
 /// Seeds that found something once.
@@ -563,6 +604,7 @@ fn nothing_acknowledged_is_lost() {
     for seed in REGRESSIONS.iter().copied().chain(seeds(0, count)) {
         let note = Note(seed);
         run(seed, None);
+        run_promotions(seed, None);
         std::mem::forget(note);
     }
 }
@@ -587,12 +629,17 @@ fn every_rule_is_needed() {
         Rule::Settle,
         Rule::Receiving,
         Rule::Lock,
+        Rule::PromotedLast,
         Rule::Revoke,
     ];
+    let one = |seed, rule| match rule {
+        Rule::PromotedLast => run_promotions(seed, Some(rule)),
+        _ => run(seed, Some(rule)),
+    };
     let unneeded: Vec<Rule> = rules
         .into_iter()
         .filter(|rule| {
-            let caught = (0..20_000).find(|seed| std::panic::catch_unwind(|| run(*seed, Some(*rule))).is_err());
+            let caught = (0..20_000).find(|seed| std::panic::catch_unwind(|| one(*seed, *rule)).is_err());
             eprintln!("{rule:?}: {caught:?}");
             caught.is_none()
         })
