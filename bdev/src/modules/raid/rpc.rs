@@ -253,10 +253,11 @@ async fn status(system: Arc<BdevSystem>, params: Params) -> Result<Value, RpcErr
     let superblock = &status.superblock;
     let legs = superblock.legs.iter().zip(&status.legs).zip(&status.lacking);
     let legs: Vec<Value> = legs
-        .map(|((known, (bdev, _)), lacking)| {
+        .map(|((known, (bdev, standing)), lacking)| {
             let state = match known.state {
-                LegState::InSync => "in_sync",
-                LegState::Rebuilding => "rebuilding",
+                LegState::InSync if *standing == Standing::InSync => "in_sync",
+                // Nothing may depend on it before that is durable on the others.
+                LegState::InSync | LegState::Rebuilding => "rebuilding",
                 LegState::Out => "out",
                 LegState::Empty => "removed",
             };
