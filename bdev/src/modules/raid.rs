@@ -23,6 +23,7 @@
 
 pub mod array;
 pub mod assembly;
+mod cells;
 mod channel;
 pub mod control;
 mod driver;
@@ -32,6 +33,7 @@ pub mod regions;
 pub mod rpc;
 pub mod settings;
 mod shared;
+mod sharing;
 
 use std::io;
 use std::sync::Arc;

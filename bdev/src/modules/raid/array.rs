@@ -286,6 +286,12 @@ impl Array {
         !self.view.offline
     }
 
+    /// Whether a leg is in sync, or about to be, that reactors do not read from yet.
+    pub fn is_promoting(&self) -> bool {
+        let mut legs = self.sb.legs.iter().zip(&self.view.legs);
+        legs.any(|(leg, standing)| leg.state == LegState::InSync && *standing != Standing::InSync)
+    }
+
     /// Sets the blocks of a window.
     pub fn set_window(&mut self, blocks: u64) {
         self.window = blocks.max(1);
@@ -307,7 +313,8 @@ impl Array {
         if self.view.offline && self.commit.step == Step::Idle && !self.super_changed {
             return;
         }
-        if regions.iter().all(|&region| self.durable[region]) || self.lacks(Rule::MarkFirst) {
+        let marked = !self.persist || regions.iter().all(|&region| self.durable[region]);
+        if marked || self.lacks(Rule::MarkFirst) {
             return self.grant(from, regions);
         }
         self.marks.push((from, regions));

@@ -2,12 +2,13 @@
 //!
 //! # Reads
 //! Go to the leg in sync with the fewest operations of this reactor. What fails there is tried on the others; a medium that could
-//! not be read is written again from one that could.
+//! not be read is written again from one that could. What fails on all that this reactor knows of waits until the driver says that
+//! there are no more.
 //!
 //! # Writes
 //! Wait until the reactor may write their regions, then go to every leg that gets writes, as children of the one that came. A write
 //! that a leg has not got is held until the reactor is told that this leg is out. The usual case looks at one byte a region, takes
-//! no lock and shares nothing with other reactors.
+//! no lock and shares nothing with other reactors; in regions that several of these write they meet on [`cells`](super::cells).
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -29,9 +30,10 @@ const SPARES: usize = MAX_LEGS;
 /// Layers that legs may have, also those that come later.
 const LEG_LAYERS: usize = 4;
 
-/// This reactor may write the region, and has since it was last asked.
+/// This reactor may write the region, and has since it was last asked; others may write it as well.
 const GRANTED: u8 = 1;
 const USED: u8 = 2;
+const SHARED: u8 = 4;
 
 struct Way {
     bdev: Arc<BdevInfo>,
@@ -52,6 +54,11 @@ struct Write {
     status: IoStatus,
     /// On its blocks, from when it goes to the legs.
     claim: Option<usize>,
+    /// Others may write its regions, and it needs cells; how many it has.
+    shared: bool,
+    cells: u32,
+    /// It has been sent to the legs.
+    sent: bool,
 }
 
 /// See the [module](self).
@@ -73,6 +80,15 @@ pub(super) struct RaidChannel {
     waiting: VecDeque<usize>,
     starved: VecDeque<usize>,
     held: Vec<usize>,
+    /// Writes that wait for cells.
+    crossing: VecDeque<usize>,
+    /// Questions of the driver that are answered when no write is in these regions without its cells.
+    shares: Vec<(u64, Vec<usize>)>,
+    /// Reads that have failed on all legs that are known to be in sync, and with what; how many of them the driver was asked about.
+    doubtful: VecDeque<(Io, IoStatus)>,
+    doubted: usize,
+    /// Whether the driver has answered.
+    settled: bool,
     /// Whether the array was asked for regions and has not answered.
     asking: bool,
     /// Legs whose failure was reported under this table.
@@ -100,10 +116,7 @@ impl RaidChannel {
     pub(super) fn open(shared: Arc<Shared>, cx: &mut ChannelCx<'_>) -> io::Result<RaidChannel> {
         cx.expect_height(LEG_LAYERS);
         let table = shared.table();
-        let regions = match shared.persist {
-            true => vec![0; shared.layout.regions()],
-            false => vec![GRANTED; shared.layout.regions()],
-        };
+        let regions = vec![0; shared.layout.regions()];
         let spares = cx.take_spares(SPARES)?;
         let mut channel = RaidChannel {
             reactor: cx.reactor().0,
@@ -118,6 +131,11 @@ impl RaidChannel {
             waiting: VecDeque::new(),
             starved: VecDeque::new(),
             held: Vec::new(),
+            crossing: VecDeque::new(),
+            shares: Vec::new(),
+            doubtful: VecDeque::new(),
+            doubted: 0,
+            settled: false,
             asking: false,
             reported: 0,
             spares,
@@ -149,9 +167,7 @@ impl RaidChannel {
         }
         self.bases = self.ways.iter().flatten().map(|way| way.channel).collect();
         if table.view.offline {
-            if self.shared.persist {
-                self.regions.fill(0);
-            }
+            self.regions.fill(0);
             self.asking = false;
         }
         self.reported = 0;
@@ -212,8 +228,32 @@ impl RaidChannel {
             self.report(leg, status);
         }
         if let Err(io) = self.read(io, tried | bit(leg), cx) {
-            cx.complete(io, status);
+            // Another may have become in sync a moment ago, and word of it be on its way.
+            if self.table.view.offline || !self.table.view.legs.contains(&Standing::Rebuilding) {
+                return cx.complete(io, status);
+            }
+            self.doubtful.push_back((io, status));
+            self.doubt();
         }
+    }
+
+    /// Asks whether all legs in sync are known here, one question at a time.
+    fn doubt(&mut self) {
+        if self.doubted == 0 && !self.doubtful.is_empty() {
+            self.doubted = self.doubtful.len();
+            self.shared.send(Event::Doubt(self.reactor));
+        }
+    }
+
+    /// They are, or were when the driver was asked.
+    fn end_doubts(&mut self, cx: &mut IoCx<'_>) {
+        for (io, status) in self.doubtful.drain(..std::mem::take(&mut self.doubted)).collect::<SmallVec<[_; 8]>>() {
+            let (leg, tried) = ((io.mark() & 0xff) as usize, (io.mark() >> 8) as u8);
+            if let Err(io) = self.read(io, tried | bit(leg), cx) {
+                cx.complete(io, status);
+            }
+        }
+        self.doubt();
     }
 
     fn report(&mut self, leg: usize, status: IoStatus) {
@@ -240,12 +280,57 @@ impl RaidChannel {
         if regions.iter().any(|region| region & GRANTED == 0) {
             return false;
         }
-        regions.iter_mut().for_each(|region| *region |= USED);
+        let mut all = 0;
+        regions.iter_mut().for_each(|region| {
+            *region |= USED;
+            all |= *region;
+        });
+        self.writes[index].shared = all & SHARED != 0;
         true
     }
 
+    /// Whether no write through another reactor is on the legs where this one goes. Asks nobody where nobody else may write.
+    fn has_crossed(&mut self, index: usize) -> bool {
+        let write = &mut self.writes[index];
+        let (true, Some(cells)) = (write.shared, &self.shared.cells) else { return true };
+        let span = cells.span(write.lba, write.blocks);
+        while write.cells < span.len() {
+            if !cells.take(&span, write.cells, self.reactor) {
+                return false;
+            }
+            write.cells += 1;
+        }
+        true
+    }
+
+    fn leave_cells(&mut self, write: &Write) {
+        if let (true, Some(cells)) = (write.shared, &self.shared.cells) {
+            let span = cells.span(write.lba, write.blocks);
+            if cells.leave(&span, write.cells, self.reactor) {
+                self.shared.send(Event::Freed);
+            }
+        }
+    }
+
+    /// Answers what the driver has asked, as far as it can be.
+    fn answer_shares(&mut self) {
+        let mut shares = std::mem::take(&mut self.shares);
+        shares.retain(|(ask, regions)| {
+            let alone = |write: &Write| {
+                let is_alone = write.sent && !write.shared && write.op != Op::Flush;
+                is_alone && regions.iter().any(|region| self.span(write).contains(region))
+            };
+            let waits = self.writes.iter().any(|(_, write)| alone(write));
+            if !waits {
+                self.shared.send(Event::Shared(*ask));
+            }
+            waits
+        });
+        self.shares = shares;
+    }
+
     /// Two writes of the same blocks are on the legs one after the other, since these might do them in different orders, and would
-    /// differ from then on. That holds for the writes of one reactor.
+    /// differ from then on. Those of other reactors are met in [`has_crossed`](RaidChannel::has_crossed).
     fn claims_its_blocks(&mut self, index: usize) -> bool {
         let write = &self.writes[index];
         if write.op == Op::Flush || write.claim.is_some() {
@@ -283,7 +368,11 @@ impl RaidChannel {
             self.waiting.push_back(index);
             return self.ask();
         }
+        if !self.has_crossed(index) {
+            return self.crossing.push_back(index);
+        }
         let write = &mut self.writes[index];
+        write.sent = true;
         for (leg, standing) in self.table.view.legs.iter().enumerate() {
             match standing {
                 Standing::InSync | Standing::Rebuilding if self.ways[leg].is_some() => write.unsent |= bit(leg),
@@ -379,6 +468,10 @@ impl RaidChannel {
 
     fn end(&mut self, index: usize, status: IoStatus, cx: &mut IoCx<'_>) {
         let write = self.writes.remove(index);
+        self.leave_cells(&write);
+        if !self.shares.is_empty() {
+            self.answer_shares();
+        }
         if let Some(claim) = write.claim {
             self.claims.end(claim);
             self.released = !self.behind.is_empty() || !self.readers.is_empty();
@@ -407,7 +500,9 @@ impl RaidChannel {
         for (_, write) in &self.writes {
             if write.op != Op::Flush {
                 let span = self.span(write);
-                self.regions[span].iter_mut().filter(|region| **region & GRANTED != 0).for_each(|r| *r |= USED);
+                // What is on the legs is in use also when its grant ended with the array offline.
+                let in_use = |region: &u8| write.sent || region & GRANTED != 0;
+                self.regions[span].iter_mut().filter(|region| in_use(region)).for_each(|region| *region |= USED);
             }
         }
         let mut held = Vec::new();
@@ -435,7 +530,21 @@ impl IoChannel for RaidChannel {
         };
         let (lba, blocks) = (io.lba(), io.blocks());
         let status = IoStatus::Success;
-        let write = Write { io, op, lba, blocks, unsent: 0, left: 0, done: 0, failed: 0, status, claim: None };
+        let write = Write {
+            io,
+            op,
+            lba,
+            blocks,
+            unsent: 0,
+            left: 0,
+            done: 0,
+            failed: 0,
+            status,
+            claim: None,
+            shared: false,
+            cells: 0,
+            sent: false,
+        };
         let index = self.writes.insert(write);
         self.start(index, cx);
         self.start_released(cx);
@@ -459,8 +568,22 @@ impl IoChannel for RaidChannel {
                 }
             }
             Notice::Grant(regions) => {
-                regions.into_iter().for_each(|region| self.regions[region] |= GRANTED);
+                for (region, shared) in regions {
+                    self.regions[region] |= if shared { GRANTED | SHARED } else { GRANTED };
+                }
                 self.asking = false;
+                self.look = true;
+            }
+            Notice::Share { ask, regions } => {
+                for &region in &regions {
+                    self.regions[region] |= if self.regions[region] & GRANTED != 0 { SHARED } else { 0 };
+                }
+                self.shares.push((ask, regions));
+                self.answer_shares();
+            }
+            Notice::Freed => self.look = true,
+            Notice::Settled => {
+                self.settled = true;
                 self.look = true;
             }
             Notice::Revoke(round) => self.give_back(round),
@@ -475,11 +598,14 @@ impl IoChannel for RaidChannel {
         for index in std::mem::take(&mut self.held) {
             self.settle(index, cx);
         }
-        for index in std::mem::take(&mut self.waiting) {
+        for index in std::mem::take(&mut self.waiting).into_iter().chain(std::mem::take(&mut self.crossing)) {
             self.start(index, cx);
         }
         self.start_released(cx);
         self.ask();
+        if std::mem::take(&mut self.settled) {
+            self.end_doubts(cx);
+        }
         reactor::Progress::Busy
     }
 

@@ -225,7 +225,7 @@ async fn start(system: &Arc<BdevSystem>, start: Start) -> Result<Arc<BdevInfo>, 
         view: View { generation: 0, legs: vec![Standing::Out; legs.len()], offline: true },
         legs: vec![None; legs.len()],
     };
-    let shared = Shared::new(layout, persist, table);
+    let shared = Shared::new(layout, persist, system.reactors().len(), table);
     legs.iter().flatten().for_each(|leg| leg.connect(&shared));
     let (begun, has_begun) = oneshot::channel();
     let (closed, has_closed) = oneshot::channel();

@@ -15,6 +15,7 @@ use super::array::{Array, CopyEnd, Effect, Meta, Standing};
 use super::format::{LegState, MAX_LEGS, Superblock};
 use super::settings::Settings;
 use super::shared::{Event, Notice, Shared, Table};
+use super::sharing::{Act, Sharing};
 use crate::core::locks::HoldId;
 use crate::core::runtime::SharedRuntime;
 use crate::core::spares::Spares;
@@ -93,6 +94,9 @@ pub(super) struct Driver {
     effects: VecDeque<Effect>,
     told_left: Option<(u64, usize)>,
     kept: Option<(u64, usize, Vec<bool>)>,
+    sharing: Sharing,
+    /// Reactors on which reads have failed on all legs that they know to be in sync.
+    doubts: Vec<u32>,
     hold: Option<HoldId>,
     copy: Option<Copy>,
     now: Instant,
@@ -147,6 +151,7 @@ impl Driver {
             }
             ports.push(port);
         }
+        let sharing = Sharing::new(inner.reactors() as u32, parts.shared.layout.regions());
         drop(inner);
         parts.shared.set_waker(cx.waker());
         let me = cx.reserve_poller();
@@ -166,6 +171,8 @@ impl Driver {
             effects: VecDeque::new(),
             told_left: None,
             kept: None,
+            sharing,
+            doubts: Vec::new(),
             hold: None,
             copy: None,
             now: cx.now(),
@@ -245,6 +252,13 @@ impl Driver {
                 Event::Repair { leg, lba, blocks } => self.bad_place(leg, lba, blocks),
                 Event::Told(generation) => self.one_told(generation),
                 Event::Kept { round, held } => self.one_kept(round, &held),
+                Event::Shared(ask) => {
+                    if let Some(act) = self.sharing.shared(ask) {
+                        self.share(act, runtime);
+                    }
+                }
+                Event::Freed => self.tell_all(|| Notice::Freed, runtime),
+                Event::Doubt(reactor) => self.doubts.push(reactor),
                 Event::Locked => self.array.locked(),
                 Event::Gone(bdev) => self.gone(&bdev),
                 Event::Do(work) => work(self, runtime),
@@ -303,7 +317,8 @@ impl Driver {
         held.iter().for_each(|&region| all[region] = true);
         *left -= 1;
         if *left == 0 {
-            let (round, _, all) = self.kept.take().expect("it was just seen");
+            let (round, _, mut all) = self.kept.take().expect("it was just seen");
+            self.sharing.revoked(&mut all);
             self.array.revoked(round, &all);
         }
     }
@@ -591,8 +606,8 @@ impl Driver {
             Effect::Tell(generation) => self.tell(generation, runtime),
             Effect::Revoke(round) => self.revoke(round, runtime),
             Effect::Grant { to, regions } => {
-                if let Some(bdev) = self.shared.device() {
-                    runtime.send_notice(ReactorId(to), bdev.id(), Box::new(Notice::Grant(regions)), |_| {});
+                for act in self.sharing.grant(to, regions) {
+                    self.share(act, runtime);
                 }
             }
             Effect::Lock { lba, blocks } => {
@@ -624,6 +639,44 @@ impl Driver {
         }
     }
 
+    fn share(&mut self, act: Act, runtime: &mut IoRuntime) {
+        // Nobody asks before there is one.
+        let Some(bdev) = self.shared.device() else { return };
+        match act {
+            Act::Grant { to, regions } => {
+                runtime.send_notice(ReactorId(to), bdev.id(), Box::new(Notice::Grant(regions)), |_| {});
+            }
+            Act::Share { ask, of, regions } => {
+                let shared = Arc::clone(&self.shared);
+                let absent = move |there: bool| {
+                    if !there {
+                        shared.send(Event::Shared(ask));
+                    }
+                };
+                runtime.send_notice(ReactorId(of), bdev.id(), Box::new(Notice::Share { ask, regions }), absent);
+            }
+        }
+    }
+
+    fn tell_all(&mut self, notice: impl Fn() -> Notice, runtime: &mut IoRuntime) {
+        let Some(bdev) = self.shared.device() else { return };
+        for reactor in 0..runtime.reactors() {
+            runtime.send_notice(ReactorId(reactor as u32), bdev.id(), Box::new(notice()), |_| {});
+        }
+    }
+
+    /// Reads that failed everywhere are tried again when their reactors know of all legs in sync: what they are told goes the same
+    /// way, and before this.
+    fn settle_doubts(&mut self, runtime: &mut IoRuntime) {
+        if self.doubts.is_empty() || self.array.is_promoting() && self.array.is_online() {
+            return;
+        }
+        let Some(bdev) = self.shared.device() else { return };
+        for reactor in self.doubts.drain(..) {
+            runtime.send_notice(ReactorId(reactor), bdev.id(), Box::new(Notice::Settled), |_| {});
+        }
+    }
+
     fn note(&mut self, leg: usize, text: &str) {
         let name = self.bdev_of(leg).map_or("", |bdev| bdev.name()).to_string();
         tracing::warn!(raid = &*self.name, leg, bdev = name, "{text}");
@@ -636,6 +689,9 @@ impl Driver {
     }
 
     fn tell(&mut self, generation: u64, runtime: &mut IoRuntime) {
+        if !self.array.is_online() {
+            self.sharing.offline();
+        }
         let legs = (0..self.array.view().legs.len()).map(|leg| self.bdev_of(leg).cloned()).collect();
         let table = Arc::new(Table { view: self.array.view().clone(), legs });
         self.shared.set_table(Arc::clone(&table));
@@ -657,6 +713,7 @@ impl Driver {
     fn revoke(&mut self, round: u64, runtime: &mut IoRuntime) {
         let reactors = runtime.reactors();
         self.kept = Some((round, reactors, vec![false; self.shared.layout.regions()]));
+        self.sharing.revoke();
         for reactor in 0..reactors {
             let shared = Arc::clone(&self.shared);
             let absent = move |there: bool| {
@@ -764,6 +821,7 @@ impl Poller for Driver {
         }
         self.probe(&mut runtime);
         busy |= self.run_effects(&mut runtime);
+        self.settle_doubts(&mut runtime);
         self.release_gone(&mut runtime);
         if busy {
             runtime.run();

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use reactor::park::Waker;
 
 use super::array::View;
+use super::cells::Cells;
 use super::driver::Driver;
 use super::format::Layout;
 use crate::core::{BdevInfo, IoRuntime};
@@ -19,8 +20,17 @@ pub(super) struct Table {
 /// What channels are told.
 pub(super) enum Notice {
     Table(Arc<Table>),
-    /// These regions may be written.
-    Grant(Vec<usize>),
+    /// These regions may be written; whether other reactors may as well.
+    Grant(Vec<(usize, bool)>),
+    /// Others are to write these regions, too: to be answered when what was written here without cells has ended.
+    Share {
+        ask: u64,
+        regions: Vec<usize>,
+    },
+    /// Cells that somebody waits for are free.
+    Freed,
+    /// No leg is becoming in sync that the channel has not been told of.
+    Settled,
     /// Regions that were not written since the last round are to be given back.
     Revoke(u64),
 }
@@ -49,6 +59,12 @@ pub(super) enum Event {
         round: u64,
         held: Vec<usize>,
     },
+    /// The answer to `Notice::Share`.
+    Shared(u64),
+    /// Cells are free that somebody waits for.
+    Freed,
+    /// A read has failed on all legs that this reactor knows to be in sync.
+    Doubt(u32),
     Locked,
     /// The leg is being removed.
     Gone(Arc<BdevInfo>),
@@ -59,10 +75,13 @@ pub(super) enum Event {
 }
 
 /// See the [module](self). The queue of events is bounded by what may be outstanding: of each channel one `Mark`, one `Kept`, one
-/// `Told`, a `Failed` for each leg under each table; repairs beyond [`MAX_REPAIRS`] are dropped.
+/// `Told`, one `Doubt`, a `Shared` for each other reactor, a `Failed` for each leg under each table; one `Freed`; repairs beyond
+/// [`MAX_REPAIRS`] are dropped.
 pub(super) struct Shared {
     pub(super) layout: Layout,
     pub(super) persist: bool,
+    /// Where reactors meet, if there are several.
+    pub(super) cells: Option<Cells>,
     /// The device, once it is registered; it holds this.
     bdev: OnceLock<Weak<BdevInfo>>,
     table: Mutex<Arc<Table>>,
@@ -75,6 +94,7 @@ struct Inbox {
     events: VecDeque<Event>,
     repairs: usize,
     uncertain: bool,
+    freed: bool,
     /// Nobody takes events any more.
     closed: bool,
 }
@@ -83,10 +103,11 @@ struct Inbox {
 const MAX_REPAIRS: usize = 64;
 
 impl Shared {
-    pub(super) fn new(layout: Layout, persist: bool, table: Table) -> Arc<Shared> {
+    pub(super) fn new(layout: Layout, persist: bool, reactors: usize, table: Table) -> Arc<Shared> {
         Arc::new(Shared {
             layout,
             persist,
+            cells: (reactors > 1).then(|| Cells::new(&layout)),
             bdev: OnceLock::new(),
             table: Mutex::new(Arc::new(table)),
             inbox: Mutex::default(),
@@ -142,6 +163,8 @@ impl Shared {
             Event::Repair { .. } => inbox.repairs += 1,
             Event::Uncertain if inbox.uncertain => return,
             Event::Uncertain => inbox.uncertain = true,
+            Event::Freed if inbox.freed => return,
+            Event::Freed => inbox.freed = true,
             _ => {}
         }
         inbox.events.push_back(event);
