@@ -32,6 +32,7 @@ use reactor::{Buffers, Context, Instant, Platform, Poller, PollerId, Progress, R
 use serde_json::{Value, json};
 
 use crate::executor::TokioExecutor;
+use crate::say::say;
 
 /// Options of `ringstone appliance-bench`.
 #[derive(Clone, Debug, clap::Args)]
@@ -113,7 +114,7 @@ impl Report {
     fn add(&mut self, name: &str, unit: &str, values: &mut [f64], target: &str) {
         let [low, median, high] = spread(values);
         if !self.json {
-            println!("{name:<58} {median:>12.2} {unit:<14} {low:.2} .. {high:.2}   {target}");
+            say!("{name:<58} {median:>12.2} {unit:<14} {low:.2} .. {high:.2}   {target}");
         }
         self.results
             .push(json!({ "name": name, "unit": unit, "median": median, "low": low, "high": high, "target": target }));
@@ -121,7 +122,7 @@ impl Report {
 
     fn finish(self) {
         if self.json {
-            println!("{}", json!({ "results": self.results }));
+            say!("{}", json!({ "results": self.results }));
         }
     }
 }

@@ -25,6 +25,8 @@ use reactor::time::OsClock;
 use reactor::{Clock, Instant};
 use serde_json::{Value, json};
 
+use crate::say::say;
+
 /// Options of `ringstone channel-bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Options {
@@ -89,7 +91,7 @@ fn run(options: &Options) -> Result<(), String> {
         (Some(addr), _) => {
             let wires = wires(*options.transports.first().unwrap_or(&Kind::Tcp))?;
             let listener = ChannelListener::listen(&*wires, addr, 64, config).map_err(|e| format!("{addr}: {e}"))?;
-            println!("listening on {}", listener.local_addr());
+            say!("listening on {}", listener.local_addr());
             let _ = std::io::stdout().flush();
             serve(listener, &AtomicBool::new(false), true)
         }
@@ -410,12 +412,9 @@ fn check(options: &Options, addr: SocketAddr, config: SessionConfig) -> Result<(
     let got: u64 = channels.iter().map(|(_, duplex)| duplex.got).sum();
     let seconds = clock.now().since(began).as_secs_f64();
     if options.json {
-        println!(
-            "{}",
-            json!({ "transport": wires.name(), "channels": count, "checked_bytes": got, "seconds": seconds })
-        );
+        say!("{}", json!({ "transport": wires.name(), "channels": count, "checked_bytes": got, "seconds": seconds }));
     } else {
-        println!("{}: {got} bytes each way over {count} channels, all right, in {seconds:.2} s", wires.name());
+        say!("{}: {got} bytes each way over {count} channels, all right, in {seconds:.2} s", wires.name());
     }
     Ok(())
 }
@@ -435,7 +434,7 @@ fn compare(options: &Options) -> Result<(), String> {
     let kinds = if asked { options.transports.clone() } else { all.to_vec() };
     let mut results: Vec<Value> = Vec::new();
     if !options.json {
-        println!("{:<10} {:>10} {:>14} {:>16}", "", "bytes", "MiB/s", "round trip, us");
+        say!("{:<10} {:>10} {:>14} {:>16}", "", "bytes", "MiB/s", "round trip, us");
     }
     for kind in kinds {
         let name = format!("{kind:?}").to_lowercase();
@@ -449,7 +448,7 @@ fn compare(options: &Options) -> Result<(), String> {
                     let mib = one.bytes_per_second / f64::from(1 << 20);
                     if !options.json {
                         let round_trip = one.round_trip_us.map_or_else(|| "-".to_owned(), |us| format!("{us:.1}"));
-                        println!("{name:<10} {:>10} {mib:>14.1} {round_trip:>16}", one.size);
+                        say!("{name:<10} {:>10} {mib:>14.1} {round_trip:>16}", one.size);
                     }
                     results.push(json!({ "transport": name, "message_bytes": one.size,
                         "bytes_per_second": one.bytes_per_second, "round_trip_us": one.round_trip_us }));
@@ -458,14 +457,14 @@ fn compare(options: &Options) -> Result<(), String> {
             Err(error) if asked => return Err(format!("{name}: {error}")),
             Err(error) => {
                 if !options.json {
-                    println!("{name:<10} not measured: {error}");
+                    say!("{name:<10} not measured: {error}");
                 }
                 results.push(json!({ "transport": name, "missing": error }));
             }
         }
     }
     if options.json {
-        println!("{}", json!({ "results": results }));
+        say!("{}", json!({ "results": results }));
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ use reactor::{Context, Instant, Poller, PollerId, Progress};
 use serde_json::{Value, json};
 
 use crate::remote::{self, Remote};
+use crate::say::say;
 
 /// Options of `ringstone discover`.
 #[derive(Clone, Debug, clap::Args)]
@@ -21,7 +22,7 @@ pub struct Options {
     #[command(flatten)]
     remote: Remote,
     /// NQN of the discovery subsystem.
-    #[arg(long, default_value = DISCOVERY_NQN)]
+    #[arg(long, value_parser = remote::parse_nqn, default_value = DISCOVERY_NQN)]
     subnqn: String,
     /// Show referrals and do not follow them.
     #[arg(long)]
@@ -76,7 +77,7 @@ pub fn main(options: &Options) -> ExitCode {
     match run(options) {
         Ok(found) => {
             if options.json {
-                println!("{}", as_json(&found));
+                say!("{}", as_json(&found));
             } else {
                 print_text(&found);
             }
@@ -220,32 +221,29 @@ fn print_text(found: &Found) {
     for visit in &found.visits {
         let Service { address, subnqn } = &visit.service;
         match &visit.result {
-            Err(error) => println!("Discovery service {address}, {subnqn}: {error}"),
+            Err(error) => say!("Discovery service {address}, {subnqn}: {error}"),
             Ok(log) => {
                 let count = log.entries.len();
-                println!(
-                    "Discovery service {address}, {subnqn}: {count} records, generation counter {}",
-                    log.generation
-                );
+                say!("Discovery service {address}, {subnqn}: {count} records, generation counter {}", log.generation);
                 log.entries.iter().enumerate().for_each(|(n, entry)| print_entry(n, entry));
             }
         }
-        println!();
+        say!("");
     }
     for (entry, why) in &found.skipped {
         let at = tcp_address(entry).map_or_else(|_| shown_text(&entry.traddr), |address| address.to_string());
-        println!("not followed: referral to {at}: {why}");
+        say!("not followed: referral to {at}: {why}");
     }
 }
 
 fn print_entry(number: usize, entry: &DiscoveryEntry) {
-    println!("  entry {number}");
+    say!("  entry {number}");
     let fields = entry_json(entry);
     for name in ["trtype", "adrfam", "subtype", "treq", "portid", "trsvcid", "subnqn", "traddr", "eflags", "sectype"] {
         match &fields[name] {
             Value::Null => {}
-            Value::String(text) => println!("    {name:<8} {text}"),
-            other => println!("    {name:<8} {other}"),
+            Value::String(text) => say!("    {name:<8} {text}"),
+            other => say!("    {name:<8} {other}"),
         }
     }
 }

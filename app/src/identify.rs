@@ -16,6 +16,7 @@ use reactor::{Context, Instant, Poller, PollerId, Progress};
 use serde_json::{Value, json};
 
 use crate::remote::{self, Remote};
+use crate::say::say;
 
 /// Options of `ringstone identify`.
 #[derive(Clone, Debug, clap::Args)]
@@ -23,7 +24,7 @@ pub struct Options {
     #[command(flatten)]
     remote: Remote,
     /// NQN of the subsystem.
-    #[arg(long)]
+    #[arg(long, value_parser = remote::parse_nqn)]
     subnqn: String,
     /// Show this namespace only.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
@@ -95,8 +96,7 @@ pub fn main(options: &Options) -> ExitCode {
         let namespaces: Vec<_> = match options.nsid {
             None => found.namespaces.values().collect(),
             Some(nsid) => {
-                let there: Vec<String> = found.namespaces.keys().map(u32::to_string).collect();
-                let missing = || format!("--nsid {nsid}: the subsystem has {} for this host", there.join(", "));
+                let missing = || remote::no_namespace(nsid, found.namespaces.keys());
                 vec![found.namespaces.get(&nsid).ok_or_else(missing)?]
             }
         };
@@ -109,14 +109,14 @@ pub fn main(options: &Options) -> ExitCode {
                 fields.iter().map(field).collect()
             };
             let namespaces: Vec<Value> = namespaces.iter().map(|namespace| value(namespace)).collect();
-            println!("{}", json!({ "controller": value(&controller), "namespaces": namespaces }));
+            say!("{}", json!({ "controller": value(&controller), "namespaces": namespaces }));
             ExitCode::SUCCESS
         }
         Ok((controller, namespaces)) => {
-            println!("Controller");
+            say!("Controller");
             print_fields(&controller);
             for namespace in &namespaces {
-                println!("\nNamespace {}", namespace[0].1);
+                say!("\nNamespace {}", namespace[0].1);
                 print_fields(&namespace[1..]);
             }
             ExitCode::SUCCESS
@@ -154,8 +154,8 @@ fn print_fields(fields: &Fields) {
             other => other.to_string(),
         };
         match words.as_str() {
-            "" => println!("  {name:<10} {value}"),
-            words => println!("  {name:<10} {value:<12} {words}"),
+            "" => say!("  {name:<10} {value}"),
+            words => say!("  {name:<10} {value:<12} {words}"),
         }
     }
 }

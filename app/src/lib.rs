@@ -18,6 +18,7 @@ mod logging;
 mod perf;
 mod remote;
 mod rpc_command;
+mod say;
 mod serve;
 mod state;
 

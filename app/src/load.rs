@@ -28,9 +28,9 @@ pub struct LoadOptions {
     /// What to do.
     #[arg(long, value_enum)]
     pub rw: Mode,
-    /// Reads among random reads and writes, per cent.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
-    pub rwmixread: u8,
+    /// Reads of --rw randrw, per cent [default: 50].
+    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rwmixread: Option<u8>,
     /// Bytes of a command, as in 4096, 4k or 1m.
     #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_bs)]
     pub bs: u32,
@@ -140,11 +140,19 @@ impl LoadOptions {
     /// # Errors
     /// Which option is wrong, and what it may be.
     pub fn check(&self) -> Result<(), String> {
-        let seconds = [("--time", self.time), ("--warmup", Some(self.warmup)), ("--io-timeout", Some(self.io_timeout))];
-        for (name, value) in seconds {
-            if value.is_some_and(|value| !(0.0..=1e7).contains(&value)) {
-                return Err(format!("{name}: give seconds, up to 10000000"));
+        // Below a millisecond nothing is measured, and nothing is answered in time.
+        let least = [
+            ("--time", self.time, 1e-3),
+            ("--warmup", Some(self.warmup), 0.0),
+            ("--io-timeout", Some(self.io_timeout), 1e-3),
+        ];
+        for (name, value, least) in least {
+            if value.is_some_and(|value| !(least..=1e7).contains(&value)) {
+                return Err(format!("{name}: give seconds, {least} to 10000000"));
             }
+        }
+        if self.rwmixread.is_some() && self.rw != Mode::Randrw {
+            return Err("--rwmixread is the share of reads in --rw randrw; leave it out, or give that".into());
         }
         if self.rate.is_some_and(|rate| !(0.001..=1e9).contains(&rate)) {
             return Err("--rate: give commands a second, 0.001 to 1000000000".into());

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nvmf::host::{Completion, Controller, IoQueue, Options as HostOptions, Polled, QueueParams, State};
+use nvmf::spec::fabrics::DISCOVERY_NQN;
 use reactor::reactor::PollPolicy;
 use reactor::{Context, Instant};
 
@@ -24,7 +25,7 @@ pub struct Options {
     #[command(flatten)]
     remote: Remote,
     /// NQN of the subsystem.
-    #[arg(long)]
+    #[arg(long, value_parser = remote::parse_nqn)]
     subnqn: String,
     /// Namespaces to use in turn, as in 1,3; or all [default: the first that is active].
     #[arg(long, value_parser = parse_nsids)]
@@ -48,7 +49,11 @@ fn parse_nsids(text: &str) -> Result<Nsids, String> {
     }
     let nsid = |part: &str| part.trim().parse().ok().filter(|nsid| (1..u32::MAX).contains(nsid));
     let nsids: Option<Vec<u32>> = text.split(',').map(nsid).collect();
-    nsids.map(Nsids::These).ok_or_else(|| format!("'{text}' is no list of namespaces; write for example 1,3 or all"))
+    let nsids = nsids.ok_or_else(|| format!("'{text}' is no list of namespaces; write for example 1,3 or all"))?;
+    match nsids.iter().enumerate().find(|(n, nsid)| nsids[..*n].contains(nsid)) {
+        Some((_, twice)) => Err(format!("namespace {twice} is named twice")),
+        None => Ok(Nsids::These(nsids)),
+    }
 }
 
 /// What a reactor needs to do its part.
@@ -128,11 +133,7 @@ impl NvmfDevice {
             None => known.values().take(1).collect(),
             Some(Nsids::All) => known.values().collect(),
             Some(Nsids::These(nsids)) => {
-                let find = |nsid: &u32| {
-                    let there: Vec<String> = known.keys().map(u32::to_string).collect();
-                    let missing = || format!("--nsid {nsid}: the subsystem has {} for this host", there.join(", "));
-                    known.get(nsid).ok_or_else(missing)
-                };
+                let find = |nsid: &u32| known.get(nsid).ok_or_else(|| remote::no_namespace(*nsid, known.keys()));
                 nsids.iter().map(find).collect::<Result<_, _>>()?
             }
         };
@@ -236,6 +237,11 @@ pub fn main(options: &Options) -> ExitCode {
 
 fn run(options: &Options) -> Result<ExitCode, String> {
     options.load.check()?;
+    if options.subnqn == DISCOVERY_NQN {
+        return Err(format!(
+            "--subnqn {DISCOVERY_NQN}: a discovery service has no namespaces; ringstone discover lists what does"
+        ));
+    }
     let cores = options.load.cores()?;
     if let Some(queues) = options.queues.filter(|queues| usize::from(*queues) < cores.len()) {
         let (given, needed) = (queues, cores.len());
@@ -255,4 +261,19 @@ fn run(options: &Options) -> Result<ExitCode, String> {
     };
     let found = remote::run(&cores, PollPolicy::Busy, make, |reports| load::wait(&options.load, reports, &crew))?;
     Ok(report::print(&options.load, &found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_are_a_list_without_repetition() {
+        assert_eq!(parse_nsids("all"), Ok(Nsids::All));
+        assert_eq!(parse_nsids("3, 1"), Ok(Nsids::These(vec![3, 1])));
+        assert!(parse_nsids("1,3,1").unwrap_err().contains("namespace 1 is named twice"));
+        for bad in ["", "0", "1,", "4294967295", "-1", "1-3"] {
+            assert!(parse_nsids(bad).unwrap_err().contains("1,3 or all"), "{bad}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, mpsc};
 
 use nvmf::host::{Connector, Options as HostOptions};
+use nvmf::spec::fabrics::NQN_MAX_BYTES;
 use nvmf::tcp::host_transport::TcpConnector;
 use reactor::file::EngineChoice;
 use reactor::net::Network;
@@ -15,16 +16,16 @@ use reactor::{Context, Platform, Poller, PollerId, ReactorId, Schedule};
 #[derive(Clone, Debug, clap::Args)]
 pub struct Remote {
     /// Transport.
-    #[arg(long, value_enum, default_value_t = Trtype::Tcp)]
+    #[arg(long, value_enum, ignore_case = true, default_value_t = Trtype::Tcp)]
     trtype: Trtype,
     /// Address of the target.
     #[arg(long)]
     traddr: String,
     /// Port of the target.
-    #[arg(long, default_value_t = 4420)]
+    #[arg(long, default_value_t = 4420, value_parser = clap::value_parser!(u16).range(1..))]
     trsvcid: u16,
     /// NQN that this host goes by. The host identifier is the UUID at its end, if it has one.
-    #[arg(long, default_value = "nqn.2014-08.org.nvmexpress:uuid:7d5c6f1e-53a0-4d5b-9c3a-0f6f4f1d2b11")]
+    #[arg(long, value_parser = parse_nqn, default_value = "nqn.2014-08.org.nvmexpress:uuid:7d5c6f1e-53a0-4d5b-9c3a-0f6f4f1d2b11")]
     hostnqn: String,
     /// Ask for header digests.
     #[arg(long)]
@@ -37,6 +38,27 @@ pub struct Remote {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Trtype {
     Tcp,
+}
+
+/// A name that fits where NQNs go.
+pub fn parse_nqn(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=NQN_MAX_BYTES => Ok(text.to_owned()),
+        bytes => Err(format!(
+            "an NQN has 1 to {NQN_MAX_BYTES} bytes, and this has {bytes}; ringstone discover lists a target's"
+        )),
+    }
+}
+
+/// The words for a namespace that is not there.
+pub fn no_namespace<'a>(nsid: u32, there: impl Iterator<Item = &'a u32>) -> String {
+    let there: Vec<String> = there.map(u32::to_string).collect();
+    match there.len() {
+        0 => format!("--nsid {nsid}: the subsystem has no namespace for this host; add one to it"),
+        _ => {
+            format!("--nsid {nsid}: there is no such namespace for this host; give one of these: {}", there.join(", "))
+        }
+    }
 }
 
 /// The identifier that an NQN with a UUID names.

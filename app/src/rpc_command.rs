@@ -7,6 +7,7 @@ use std::time::Duration;
 use rpc::{Catalogue, Client};
 
 use crate::defaults;
+use crate::say::say;
 
 /// Options of `ringstone rpc`.
 #[derive(Debug, clap::Args)]
@@ -44,16 +45,16 @@ pub fn catalogue() -> Catalogue {
 /// Runs the command.
 pub fn main(options: &Options) -> ExitCode {
     if options.list {
-        print!("{}", catalogue().list());
+        say!("{}", catalogue().list().trim_end());
         return ExitCode::SUCCESS;
     }
     if options.markdown {
-        print!("{}", catalogue().markdown());
+        say!("{}", catalogue().markdown().trim_end());
         return ExitCode::SUCCESS;
     }
     match call(options) {
         Ok(text) => {
-            println!("{text}");
+            say!("{text}");
             ExitCode::SUCCESS
         }
         Err(error) => {

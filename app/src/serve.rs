@@ -11,6 +11,7 @@
 //! A saved configuration is restored whole or the server does not start: the next change would save what is there, and
 //! forget a volume that was only away. `--partial` serves the rest all the same, and keeps the whole one aside.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -364,7 +365,7 @@ impl Appliance {
                 self.report(&report);
             }
             let _ = open.take().map(|open| open.send(()));
-            println!("waiting for framework_start_init on {}", socket.display());
+            announce(&format!("waiting for framework_start_init on {}", socket.display()));
             self.table.started().await;
         }
         self.bring_in(source, options).await?;
@@ -497,8 +498,13 @@ impl Appliance {
             }
         }
         text.push_str("ready");
-        println!("{text}");
+        announce(&text);
     }
+}
+
+/// Tells whoever started the appliance. Nobody may listen any more, which is no reason not to serve.
+fn announce(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// The configuration that counts.

@@ -27,6 +27,9 @@ use super::report::Report;
 use super::stamp::Stamp;
 use super::{LoadOptions, Mode};
 
+/// Reads of a mixed load, per cent, where nothing else is said.
+const DEFAULT_MIX: u8 = 50;
+
 /// The most memory for payloads.
 const MAX_PAYLOAD_BYTES: u64 = 4 << 30;
 /// The most places that a verified run keeps account of; four bytes each.
@@ -418,7 +421,7 @@ impl<D: Device> Engine<D> {
         let is_write = match mode {
             Mode::Read | Mode::Randread => false,
             Mode::Write | Mode::Randwrite => true,
-            Mode::Randrw => coin % 100 >= u64::from(self.options.rwmixread),
+            Mode::Randrw => coin % 100 >= u64::from(self.options.rwmixread.unwrap_or(DEFAULT_MIX)),
         };
         let target = &mut self.targets[volume];
         let mut place = match random {

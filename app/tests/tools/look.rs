@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::process::Stdio;
 
 use serde_json::json;
 
@@ -46,7 +47,10 @@ fn failures_say_what_to_do() {
         assert!(output.status.code() == Some(1) && said.contains(says) && stdout(&output).is_empty(), "{said}");
     };
     fails(&["--subnqn", "nqn.2026-11.io.example:none"], "no such subsystem at that address: look for it with discover");
-    fails(&["--subnqn", NQN, "--nsid", "9"], "--nsid 9: the subsystem has 1, 2, 3 for this host");
+    fails(
+        &["--subnqn", NQN, "--nsid", "9"],
+        "--nsid 9: there is no such namespace for this host; give one of these: 1, 2, 3",
+    );
     stage.server.call("nvmf_subsystem_allow_any_host", json!({"nqn": NQN, "allow_any_host": false}));
     fails(&["--subnqn", NQN], "does not allow this host: add its NQN there");
     let nobody = tool_at(free_port(), "identify", &["--subnqn", NQN]).output().expect("the binary runs");
@@ -54,6 +58,44 @@ fn failures_say_what_to_do() {
     let unnamed = stage.tool("identify", &["--subnqn", NQN, "--traddr", "no.such.name.invalid"]).output();
     let unnamed = unnamed.expect("the binary runs");
     assert!(!unnamed.status.success(), "{}", stderr(&unnamed));
+}
+
+#[test]
+fn arguments_that_cannot_be_are_refused_before_anything_is_asked() {
+    let long = "n".repeat(224);
+    for (tool, args, says) in [
+        ("identify", &["--subnqn", ""][..], "an NQN has 1 to 223 bytes, and this has 0"),
+        ("identify", &["--subnqn", &long], "and this has 224"),
+        ("discover", &["--subnqn", ""], "an NQN has 1 to 223 bytes"),
+        ("discover", &["--hostnqn", ""], "an NQN has 1 to 223 bytes"),
+        ("identify", &["--subnqn", NQN, "--nsid", "0"], "1..=4294967295"),
+        ("identify", &[], "--subnqn"),
+        ("discover", &["--trtype", "rdma"], "tcp"),
+    ] {
+        // Nothing listens there, and nobody asks.
+        let output = tool_at(1, tool, args).output().expect("the binary runs");
+        let said = stderr(&output);
+        assert!(output.status.code() == Some(2) && said.contains(says), "{tool} {args:?}: {said}");
+    }
+    let no_port = tool_at(0, "discover", &[]).output().expect("the binary runs");
+    assert!(no_port.status.code() == Some(2) && stderr(&no_port).contains("1..=65535"), "{}", stderr(&no_port));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure_and_a_full_disk_is() {
+    let stage = Stage::start();
+    for (tool, args) in
+        [("identify", &["--subnqn", NQN][..]), ("discover", &[]), ("identify", &["--subnqn", NQN, "--json"])]
+    {
+        let mut child = stage.tool(tool, args);
+        let mut child = child.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success() && stderr(&output).is_empty(), "{tool}: {}", stderr(&output));
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+        let output = stage.tool(tool, args).stdout(full).output().expect("it runs");
+        assert!(!output.status.success() && stderr(&output).contains("standard output"), "{}", stderr(&output));
+    }
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn options_that_make_no_sense_say_what_would() {
         (&["--rw", "randread", "--verify"][..], "use it with --rw write"),
         (&["--rw", "randread", "--bs", "700"], "give a multiple of 512"),
         (&["--rw", "randread", "--bs", "16777216"], "give a smaller one"),
-        (&["--rw", "randread", "--nsid", "7"], "--nsid 7: the subsystem has 1, 2, 3"),
+        (&["--rw", "randread", "--nsid", "7"], "give one of these: 1, 2, 3"),
         (&["--rw", "randread", "--rate=0"], "--rate"),
         (&["--rw", "write", "--bs", "131072", "--nsid", "1", "--verify"], "lower --qd or --queues"),
         (&["--rw", "read", "--size", "100"], "less than one command"),
@@ -89,6 +89,17 @@ fn options_that_make_no_sense_say_what_would() {
         (&["--rw", "reed"], "randread"),
         (&["--rw", "read", "--qd", "5000"], "1..=4096"),
         (&["--rw", "read", "--time", "-1"], "--time"),
+        (&["--rw", "read", "--time", "0"], "--time: give seconds"),
+        (&["--rw", "read", "--time", "nan"], "--time: give seconds"),
+        (&["--rw", "read", "--warmup", "1e300"], "--warmup: give seconds"),
+        (&["--rw", "read", "--io-timeout", "0"], "--io-timeout: give seconds"),
+        (&["--rw", "read", "--nsid", "1,2,1"], "namespace 1 is named twice"),
+        (&["--rw", "read", "--nsid", "0"], "1,3 or all"),
+        (&["--rw", "read", "--rwmixread", "70"], "--rw randrw"),
+        (&["--rw", "read", "--count", "0"], "1.."),
+        (&["--rw", "read", "--queues", "0"], "1..=256"),
+        (&["--rw", "read", "--qd", "0"], "1..=4096"),
+        (&["--rw", "read", "--bs", "0"], "512 to 16m bytes"),
     ] {
         let output = stage.run("perf", args);
         let said = stderr(&output);
