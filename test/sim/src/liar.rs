@@ -615,7 +615,7 @@ impl Liar {
     /// A connection is gone: what it has not answered may be executed in the time that there is for that, or never.
     fn lose(&mut self, conn: Conn, now: Instant) {
         // The host has closed it at the latest now, and waits longer than this for what it may send again.
-        let time = Duration::from_millis(u64::from(self.kato_ms) * 2 + u64::from(CQT_MS)) - Duration::from_millis(100);
+        let time = Duration::from_millis(u64::from(self.kato_ms) * 2 + u64::from(CQT_MS) - 100);
         for (sqe, bytes) in conn.held {
             let may_be = sqe.opcode == io::WRITE && !bytes.is_empty() && !self.ended.contains(&conn.cntlid);
             if may_be && self.rng.one_in(2) {

@@ -13,6 +13,7 @@ use bdev::conformance::Rng;
 use bdev::core::runtime::SharedRuntime;
 use bdev::core::{
     BdevEvent, BdevInfo, BdevSystem, ChannelId, ClientId, Completion, Descriptor, IoRequest, IoStatus, IoTag, Op,
+    OpKind,
 };
 use reactor::{Buffers, Context, Instant, Poller, PollerId, Progress, Schedule};
 
@@ -147,13 +148,24 @@ pub struct LoadConfig {
     pub resets: bool,
     /// Aborts operations now and then.
     pub aborts: bool,
+    /// Copies blocks, too; what is being copied is not written meanwhile.
+    pub copies: bool,
     /// Reads, and writes zeroes to, blocks beyond the model's, which may be there or not.
     pub beyond: u64,
 }
 
 impl Default for LoadConfig {
     fn default() -> LoadConfig {
-        LoadConfig { operations: 100, depth: 8, max_blocks: 64, sweep: false, resets: false, aborts: false, beyond: 0 }
+        LoadConfig {
+            operations: 100,
+            depth: 8,
+            max_blocks: 64,
+            sweep: false,
+            resets: false,
+            aborts: false,
+            copies: false,
+            beyond: 0,
+        }
     }
 }
 
@@ -255,6 +267,29 @@ impl Load {
         (from + self.rng.below(span - blocks + 1), blocks)
     }
 
+    /// Makes some operations copies, of blocks whose contents are known, and lets none write what is being copied.
+    fn with_copies(&mut self, device: &Device, op: Op, (lba, blocks): (u64, u64), beyond: bool) -> (Op, (u64, u64)) {
+        if !self.config.copies || beyond {
+            return (op, (lba, blocks));
+        }
+        let mut op = op;
+        if op.modifies() && self.rng.one_in(3) && device.bdev.supports(OpKind::Copy) {
+            let source_lba = self.rng.below(device.model.len() - blocks + 1);
+            // As for requests of hosts: nothing is copied onto itself.
+            if device.model.is_known(source_lba, blocks) && source_lba.abs_diff(lba) >= blocks {
+                op = Op::Copy { source_lba };
+            }
+        }
+        let is_source = |pending: &Pending| match pending.op {
+            Op::Copy { source_lba } => source_lba < lba + blocks && lba < source_lba + pending.blocks,
+            _ => false,
+        };
+        if op.modifies() && self.pending.values().any(is_source) {
+            op = Op::Read;
+        }
+        (op, (lba, blocks))
+    }
+
     /// Submits one operation; `false` when there is no memory for it now.
     fn submit_one(&mut self, now: Instant) -> bool {
         let shared = Rc::clone(&self.device);
@@ -273,7 +308,7 @@ impl Load {
                     op = Op::Read;
                 }
             }
-            (op, (lba, blocks))
+            self.with_copies(&device, op, (lba, blocks), beyond)
         };
         let channel = self.channel.expect("it submits only while it has one");
         let mut runtime = self.runtime.borrow_mut();
@@ -372,7 +407,7 @@ fn prepare(
             if !forgets {
                 for (n, block) in expected.chunks_mut(block_size).enumerate() {
                     let at = lba + n as u64;
-                    model::fill(device.model.guess(at), at, block);
+                    device.model.image(device.model.guess(at), at, block);
                 }
             }
             if rng.one_in(8) {
@@ -394,7 +429,10 @@ fn prepare(
     }
     if op.modifies() {
         let stamp = if forgets { 0 } else { pending.stamp };
-        pending.write = Some(device.model.write(stamp, lba, blocks));
+        pending.write = Some(match op {
+            Op::Copy { source_lba } => device.model.copy(source_lba, lba, blocks),
+            _ => device.model.write(stamp, lba, blocks),
+        });
     }
     if op == Op::Flush {
         pending.flush = device.model.flush();

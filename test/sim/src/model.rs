@@ -17,6 +17,9 @@
 //! A compare-and-write that succeeded against the contents of *a* is ordered directly behind it: its `before` is that of
 //! *a*. So when another write came between its halves, a read will find what it must not.
 //!
+//! A copy is a write of a stamp of its own to each block, which stands for the contents of the source: those of another write to
+//! another block. So a block that was copied says of which write and from where it is.
+//!
 //! # Power failure
 //! A write is *kept* once a flush was invoked after its acknowledgement and acknowledged itself, or if it was durable by
 //! itself. After a power failure a read may find any write that no kept write hides; what the first read finds then stays.
@@ -76,6 +79,8 @@ pub struct Model {
     repeats: bool,
     /// What a compare-and-write replaced, for finding two that replaced the same.
     replaced: BTreeMap<(u64, Stamp), Stamp>,
+    /// What stamps of copies stand for: the write whose contents these are, and the block that it was to.
+    copied: BTreeMap<Stamp, (Stamp, u64)>,
 }
 
 /// A write under way. Give it back to [`Model::wrote`] or [`Model::lost`].
@@ -118,6 +123,10 @@ pub fn payload(stamp: Stamp, lba: u64, blocks: u64, block_size: usize) -> Vec<u8
     bytes
 }
 
+fn contents(copied: &BTreeMap<Stamp, (Stamp, u64)>, stamp: Stamp, lba: u64) -> (Stamp, u64) {
+    copied.get(&stamp).copied().unwrap_or((stamp, lba))
+}
+
 impl Model {
     /// A device of `blocks` blocks of zeroes; `volatile`: it has a write cache.
     pub fn new(blocks: u64, block_size: u32, volatile: bool) -> Model {
@@ -130,6 +139,7 @@ impl Model {
             volatile,
             repeats: false,
             replaced: BTreeMap::new(),
+            copied: BTreeMap::new(),
         };
         model.set_len(blocks);
         model
@@ -190,9 +200,44 @@ impl Model {
 
     /// A write of `stamp` (0: zeroes) begins.
     pub fn write(&mut self, stamp: Stamp, lba: u64, blocks: u64) -> WriteToken {
+        self.write_each(lba, std::iter::repeat_n(stamp, blocks as usize))
+    }
+
+    /// Whether there is one thing only that each of the blocks can hold.
+    pub fn is_known(&self, lba: u64, blocks: u64) -> bool {
+        self.blocks[lba as usize..(lba + blocks) as usize].iter().all(|block| block.len() == 1 && !block[0].open)
+    }
+
+    /// A copy of known blocks begins; they stay as they are until it has ended.
+    ///
+    /// # Panics
+    /// If they are not known.
+    pub fn copy(&mut self, from: u64, to: u64, blocks: u64) -> WriteToken {
+        assert!(self.is_known(from, blocks), "what is copied has to be known");
+        let mut stamps = Vec::new();
+        for lba in from..from + blocks {
+            let contents = self.contents(self.blocks[lba as usize][0].stamp, lba);
+            stamps.push(if contents.0 == 0 { 0 } else { self.stamp() });
+            self.copied.extend(stamps.last().filter(|stamp| **stamp != 0).map(|stamp| (*stamp, contents)));
+        }
+        self.write_each(to, stamps.into_iter())
+    }
+
+    /// Whose contents a block has that has `stamp`: the write, and the block that it was to.
+    fn contents(&self, stamp: Stamp, lba: u64) -> (Stamp, u64) {
+        contents(&self.copied, stamp, lba)
+    }
+
+    /// The bytes of a block that has `stamp`.
+    pub fn image(&self, stamp: Stamp, lba: u64, block: &mut [u8]) {
+        let (stamp, lba) = self.contents(stamp, lba);
+        fill(stamp, lba, block);
+    }
+
+    fn write_each(&mut self, lba: u64, stamps: impl Iterator<Item = Stamp>) -> WriteToken {
         let token = self.draw();
         let invoked = self.tick();
-        for block in &mut self.blocks[lba as usize..(lba + blocks) as usize] {
+        for (block, stamp) in self.blocks[lba as usize..].iter_mut().zip(stamps) {
             block.push(Write {
                 stamp,
                 invoked,
@@ -273,22 +318,27 @@ impl Model {
     }
 
     fn see(&mut self, began: u64, now: u64, lba: u64, bytes: &[u8]) -> Result<Stamp, String> {
-        let stamp = u64::from_le_bytes(bytes[..8].try_into().map_err(|_| "a block is short")?);
+        let word = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+        let (stamp, origin) = word(0).zip(word(8)).ok_or("a block is short")?;
+        // Zeroes are of no place.
+        let seen_contents = (stamp, if stamp == 0 { lba } else { origin });
         let mut wanted = vec![0; self.block_size];
-        fill(stamp, lba, &mut wanted);
+        fill(stamp, origin, &mut wanted);
+        let copied = &self.copied;
         let block = &mut self.blocks[lba as usize];
         if wanted != bytes {
             let at = (0..bytes.len()).find(|&at| wanted[at] != bytes[at]).unwrap_or(0);
             return Err(format!(
-                "block {lba} is not whole, or of another place: byte {at} is not of write {stamp}: {block:?}"
+                "block {lba} is not whole: byte {at} is not of write {stamp} to block {origin}: {block:?}"
             ));
         }
         let hidden = |a: &Write| block.iter().any(|b| b.is_after(a) && b.done < began);
+        let is_it = |write: &Write| contents(copied, write.stamp, lba) == seen_contents;
         let seen: Vec<u64> =
-            block.iter().filter(|write| write.stamp == stamp && !hidden(write)).map(|write| write.token).collect();
+            block.iter().filter(|write| is_it(write) && !hidden(write)).map(|write| write.token).collect();
         match seen[..] {
             [] => Err(format!(
-                "block {lba} has write {stamp}, which it cannot have for a read from {began} to {now}: {block:?}"
+                "block {lba} has write {stamp} to block {origin}, which it cannot have for a read from {began} to {now}: {block:?}"
             )),
             [one] => {
                 // A write takes effect once: what had taken effect before the read began, and is not there, was before.
@@ -303,13 +353,14 @@ impl Model {
                     write.after.sort_unstable();
                     write.after.dedup();
                 }
+                let name = write.stamp;
                 if write.ambiguous {
                     block.retain(|write| !write.ambiguous || write.token == one);
                 }
-                Ok(stamp)
+                Ok(name)
             }
-            // Several writes of zeroes: which one it was is not known.
-            _ => Ok(stamp),
+            // Several writes of zeroes, or copies of the same: which one it was is not known.
+            _ => Ok(0),
         }
     }
 
@@ -385,7 +436,7 @@ impl Model {
             // Only what hides nothing and is hidden by nothing is sure; several candidates are not.
             let only = (block.len() == 1).then(|| block[0].stamp);
             sure &= only.is_some_and(|stamp| {
-                fill(stamp, lba, &mut wanted);
+                self.image(stamp, lba, &mut wanted);
                 wanted == bytes
             });
         }
@@ -484,6 +535,38 @@ mod tests {
 
     fn model() -> Model {
         Model::new(4, 512, true)
+    }
+
+    #[test]
+    fn a_copy_brings_the_contents_of_its_source_and_nothing_else() {
+        let mut model = model();
+        let (a, b) = (model.stamp(), model.stamp());
+        let (first, second) = (model.write(a, 0, 1), model.write(b, 1, 1));
+        assert!(!model.is_known(0, 1));
+        model.wrote(first, 0, 1, true);
+        model.wrote(second, 1, 1, true);
+        let copy = model.copy(0, 2, 1);
+        // Before and after, until it has ended.
+        for (bytes, fits) in [(block(0, 2), true), (block(a, 0), true), (block(a, 2), false), (block(b, 1), false)] {
+            let read = model.read();
+            assert_eq!(model.was_read(read, 2, &bytes).is_ok(), fits);
+            model.read_lost(read);
+        }
+        model.wrote(copy, 2, 1, true);
+        let read = model.read();
+        assert!(model.was_read(read, 2, &block(0, 2)).is_err(), "it was seen, and is done");
+        model.read_lost(read);
+        let mut guess = vec![0; 512];
+        model.image(model.guess(2), 2, &mut guess);
+        assert_eq!(guess, block(a, 0));
+        // A copy of a copy, and one back to where it came from.
+        let (on, back) = (model.copy(2, 3, 1), model.copy(2, 0, 1));
+        model.wrote(on, 3, 1, true);
+        model.wrote(back, 0, 1, true);
+        for lba in [0, 2, 3] {
+            let read = model.read();
+            model.was_read(read, lba, &block(a, 0)).unwrap();
+        }
     }
 
     #[test]

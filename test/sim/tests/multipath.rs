@@ -163,7 +163,7 @@ impl Stage {
     }
 
     /// A load on each namespace.
-    fn loads(&mut self) -> Vec<SharedDevice> {
+    fn loads(&mut self, copies: bool) -> Vec<SharedDevice> {
         let system = Arc::clone(self.world.system());
         let mut devices = Vec::new();
         for n in 1..=self.volumes.len() {
@@ -174,7 +174,7 @@ impl Stage {
             device.borrow_mut().faults.aborts = true;
             let (operations, max_blocks) = (100 + self.rng.below(200), 1 + self.rng.below(8));
             let depth = 1 + self.rng.below(8) as usize;
-            let load = LoadConfig { operations, depth, max_blocks, ..LoadConfig::default() };
+            let load = LoadConfig { operations, depth, max_blocks, copies, ..LoadConfig::default() };
             let reactor = self.rng.below(self.world.reactor_count() as u64) as usize;
             Load::start(&mut self.world, reactor, &device, load, self.rng.next_u64());
             devices.push(device);
@@ -215,13 +215,13 @@ impl Stage {
     }
 }
 
-fn faults(seed: u64) {
+fn faults(seed: u64, copies: bool) {
     let sim = Sim::new(seed);
     // Whole blocks, so that a read beside a write sees one or the other.
     sim.disk(|rules| rules.sector = BLOCK as usize);
     let mut stage = Stage::new(&sim, Rng::new(seed));
     sim.disk(|rules| rules.slow_one_in = 5 + stage.rng.below(30));
-    let devices = stage.loads();
+    let devices = stage.loads(copies);
     let mut rounds = 0;
     while devices.iter().any(|device| device.borrow().loads > 0) && rounds < 200 {
         rounds += 1;
@@ -251,5 +251,10 @@ fn faults(seed: u64) {
 
 #[test]
 fn a_write_never_lands_behind_a_newer_one() {
-    seeds::each("a_write_never_lands_behind_a_newer_one", 40, regressions::PATHS, faults);
+    seeds::each("a_write_never_lands_behind_a_newer_one", 40, regressions::PATHS, |seed| faults(seed, false));
+}
+
+#[test]
+fn nor_does_a_copy() {
+    seeds::each("nor_does_a_copy", 40, &[], |seed| faults(seed, true));
 }
