@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 
 use nvmf::host::Watching;
-use nvmf::host::discovery::{Crawl, Service, Visit, tcp_address};
+use nvmf::host::discovery::{Crawl, Service, Visit, address_on};
 use nvmf::spec::fabrics::DISCOVERY_NQN;
 use nvmf::spec::log::{DiscoveryEntry, adrfam, eflags, subtype, trtype};
 use nvmf::spec::shown_text;
@@ -98,8 +98,9 @@ fn run(options: &Options) -> Result<Found, String> {
             let (remote, network) = (options.remote.clone(), cx.platform().network());
             let host = options.remote.host_options(cx, &options.subnqn);
             let first = Service { address, subnqn: options.subnqn.clone() };
+            let trtype = remote.trtype();
             let connect = Box::new(move |address| remote.connector(&network, address));
-            let crawl = Crawl::new(connect, host, first, !options.no_referrals, 0);
+            let crawl = Crawl::new(connect, host, first, !options.no_referrals, 0).over(trtype);
             Ok(Box::new(CrawlPoller { id, crawl, out: Some(out), now: cx.now() }) as _)
         }
     };
@@ -231,7 +232,8 @@ fn print_text(found: &Found) {
         say!("");
     }
     for (entry, why) in &found.skipped {
-        let at = tcp_address(entry).map_or_else(|_| shown_text(&entry.traddr), |address| address.to_string());
+        let at =
+            address_on(entry.trtype, entry).map_or_else(|_| shown_text(&entry.traddr), |address| address.to_string());
         say!("not followed: referral to {at}: {why}");
     }
 }

@@ -7,10 +7,12 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nvmf::host::{Completion, Controller, IoQueue, Options as HostOptions, Polled, QueueParams, State};
+use nvmf::host::{Completion, Controller, IoQueue, Options as HostOptions, Polled, QueueParams, State, Watches};
 use nvmf::spec::fabrics::DISCOVERY_NQN;
-use reactor::reactor::PollPolicy;
-use reactor::{Context, Instant};
+use reactor::buffer::{CLASS_BYTES, PoolConfig};
+use reactor::park::Source;
+use reactor::reactor::{PollPolicy, WatchId};
+use reactor::{BufferPool, Buffers, Context, Instant};
 
 use crate::load::crew::Crew;
 use crate::load::engine::{Command, Device, Done, Engine, Ready, Volume};
@@ -67,6 +69,26 @@ struct Invitation {
 /// Invitations by reactor; `None` until the controller is there.
 type Slots = Arc<[Mutex<Option<Invitation>>]>;
 
+/// Bytes of the largest buffer of a pool.
+const LARGEST: usize = CLASS_BYTES[CLASS_BYTES.len() - 1];
+
+/// As [`Polled`], with the pool of most payloads.
+struct PolledWith<'a>(Option<&'a BufferPool>);
+
+impl Watches for PolledWith<'_> {
+    fn watch(&mut self, source: Source, key: u64) -> std::io::Result<Option<WatchId>> {
+        Polled.watch(source, key)
+    }
+
+    fn unwatch(&mut self, watch: WatchId) {
+        Polled.unwatch(watch);
+    }
+
+    fn with_pool(&mut self, use_it: &mut dyn FnMut(Option<&BufferPool>)) {
+        use_it(self.0);
+    }
+}
+
 struct NvmfDevice {
     options: Options,
     address: SocketAddr,
@@ -81,10 +103,12 @@ struct NvmfDevice {
     /// NSIDs by the index of their volume.
     nsids: Vec<u32>,
     done: Vec<Completion>,
+    /// Payload memory, over RDMA.
+    pool: Option<BufferPool>,
 }
 
 impl NvmfDevice {
-    fn new(cx: &Context, options: Options, address: SocketAddr, slots: Slots) -> NvmfDevice {
+    fn new(cx: &Context, options: Options, address: SocketAddr, slots: Slots) -> Result<NvmfDevice, String> {
         let index = cx.id().0 as usize;
         let asked_queues = options.queues.unwrap_or(slots.len() as u16);
         let controller = (index == 0).then(|| {
@@ -99,7 +123,25 @@ impl NvmfDevice {
             Controller::new(connector, host, 0, cx.read_clock())
         });
         let (queues, nsids, done) = (Vec::new(), Vec::new(), Vec::new());
-        NvmfDevice { options, address, slots, index, controller, asked_queues, invitation: None, queues, nsids, done }
+        // A device knows a pool's memory for good; other memory it has to be told of for each command.
+        let pool = match options.remote.is_rdma() {
+            true => Some(BufferPool::new(PoolConfig::default()).map_err(|error| error.to_string())?),
+            false => None,
+        };
+        let invitation = None;
+        Ok(NvmfDevice {
+            options,
+            address,
+            slots,
+            index,
+            controller,
+            asked_queues,
+            invitation,
+            queues,
+            nsids,
+            done,
+            pool,
+        })
     }
 
     fn explain(&self, why: impl ToString) -> String {
@@ -164,7 +206,7 @@ impl Device for NvmfDevice {
             }
         }
         for at in 0..self.queues.len() {
-            let polled = self.queues[at].poll(cx.now(), &mut Polled, &mut self.done);
+            let polled = self.queues[at].poll(cx.now(), &mut PolledWith(self.pool.as_ref()), &mut self.done);
             polled.map_err(|e| self.explain(e))?;
         }
         if !self.queues.iter().all(IoQueue::is_live) {
@@ -188,7 +230,7 @@ impl Device for NvmfDevice {
     }
 
     fn poll(&mut self, lane: usize, cx: &mut Context, done: &mut Vec<Done>) -> Result<bool, String> {
-        let polled = self.queues[lane].poll(cx.now(), &mut Polled, &mut self.done);
+        let polled = self.queues[lane].poll(cx.now(), &mut PolledWith(self.pool.as_ref()), &mut self.done);
         done.extend(self.done.drain(..).map(|completion| {
             let status = completion.cqe.status();
             let error = (!status.is_success()).then(|| status.name().into());
@@ -210,6 +252,12 @@ impl Device for NvmfDevice {
 
     fn send(&mut self, lane: usize, _cx: &mut Context) -> Result<(), String> {
         self.queues[lane].send().map_err(|e| self.explain(e))
+    }
+
+    fn memory(&mut self, bytes: usize) -> Buffers {
+        // One buffer, so that it is one stretch: a controller may take no more than one descriptor.
+        let whole = self.pool.as_mut().filter(|_| bytes <= LARGEST).and_then(|pool| pool.alloc(bytes));
+        whole.unwrap_or_else(|| Buffers::heap(bytes))
     }
 
     fn leave(&mut self, cx: &mut Context) {
@@ -253,7 +301,7 @@ fn run(options: &Options) -> Result<ExitCode, String> {
         let (options, crew) = (options.clone(), Arc::clone(&crew));
         let slots: Slots = cores.iter().map(|_| Mutex::new(None)).collect();
         move |cx: &mut Context, _, out| {
-            let device = NvmfDevice::new(cx, options.clone(), address, Arc::clone(&slots));
+            let device = NvmfDevice::new(cx, options.clone(), address, Arc::clone(&slots))?;
             let place = (Arc::clone(&crew), cx.id().0 as usize);
             let engine = Engine::new(cx, device, options.load.clone(), place, out);
             Ok(Box::new(engine) as _)

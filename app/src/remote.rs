@@ -1,14 +1,17 @@
 //! What the tools that reach a target over NVMe-oF have in common: where it is, who asks, and a reactor to ask from.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 
 use nvmf::host::{Connector, Options as HostOptions};
+use nvmf::rdma::host_transport::RdmaConnector;
 use nvmf::spec::fabrics::NQN_MAX_BYTES;
+use nvmf::spec::log::trtype;
 use nvmf::tcp::host_transport::TcpConnector;
 use reactor::file::EngineChoice;
 use reactor::net::Network;
 use reactor::platform::OsPlatform;
+use reactor::rdma::Fabric;
 use reactor::reactor::{PollPolicy, ReactorConfig, ReactorThreads};
 use reactor::{Context, Platform, Poller, PollerId, ReactorId, Schedule};
 
@@ -27,17 +30,26 @@ pub struct Remote {
     /// NQN that this host goes by. The host identifier is the UUID at its end, if it has one.
     #[arg(long, value_parser = parse_nqn, default_value = "nqn.2014-08.org.nvmexpress:uuid:7d5c6f1e-53a0-4d5b-9c3a-0f6f4f1d2b11")]
     hostnqn: String,
-    /// Ask for header digests.
+    /// Ask for header digests; TCP only.
     #[arg(long)]
     hdr_digest: bool,
-    /// Ask for data digests.
+    /// Ask for data digests; TCP only.
     #[arg(long)]
     data_digest: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Trtype {
+    /// NVMe/TCP.
     Tcp,
+    /// NVMe/RDMA: the packages librdmacm1, libibverbs1 and ibverbs-providers, and an RDMA device, are needed.
+    Rdma,
+}
+
+/// RDMA devices of this machine. They are opened once a process.
+fn fabric() -> Arc<dyn Fabric> {
+    static FABRIC: OnceLock<Arc<verbs::VerbsFabric>> = OnceLock::new();
+    Arc::clone(FABRIC.get_or_init(|| Arc::new(verbs::VerbsFabric::new()))) as _
 }
 
 /// A name that fits where NQNs go.
@@ -76,15 +88,34 @@ impl Remote {
     /// # Errors
     /// It has none.
     pub fn address(&self) -> Result<SocketAddr, String> {
-        let Trtype::Tcp = self.trtype;
+        if self.is_rdma() {
+            if self.hdr_digest || self.data_digest {
+                return Err("--hdr-digest, --data-digest: NVMe/RDMA has no digests; leave them out".into());
+            }
+            // What is missing is told before anything else is tried.
+            fabric().devices().map_err(|error| format!("--trtype rdma: {error}"))?;
+        }
         let unknown =
             |why: String| format!("--traddr {}: {why}; give an IP address or a name that has one", self.traddr);
         let mut found = (self.traddr.as_str(), self.trsvcid).to_socket_addrs().map_err(|e| unknown(e.to_string()))?;
         found.next().ok_or_else(|| unknown("no address".into()))
     }
 
+    /// Whether it is reached over RDMA.
+    pub fn is_rdma(&self) -> bool {
+        self.trtype == Trtype::Rdma
+    }
+
+    /// The transport, as discovery logs name it.
+    pub fn trtype(&self) -> u8 {
+        if self.is_rdma() { trtype::RDMA } else { trtype::TCP }
+    }
+
     /// What connects to `address` as this host wants it.
     pub fn connector(&self, network: &Arc<dyn Network>, address: SocketAddr) -> Arc<dyn Connector> {
+        if self.is_rdma() {
+            return Arc::new(RdmaConnector { fabric: fabric(), address });
+        }
         let (header_digest, data_digest) = (self.hdr_digest, self.data_digest);
         Arc::new(TcpConnector { network: Arc::clone(network), address, header_digest, data_digest })
     }

@@ -433,6 +433,7 @@ impl Association {
             0 => capsule_bytes.saturating_sub(size_of::<Sqe>() as u32),
             _ => 0,
         };
+        self.link.set_descriptors(identity.msdbd);
         let page_bytes = 1u64 << (12 + self.cap.mpsmin());
         self.max_io_bytes = match identity.mdts {
             0 => None,

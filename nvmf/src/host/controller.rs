@@ -16,7 +16,7 @@ use super::association::{ADMIN_ENTRIES, Association, Stage};
 use super::inventory::Inventory;
 use super::queue::QueueParams;
 use super::recovery::{Next, Recovery};
-use super::transport::{Completion, Connector, Link, Payload, Watches};
+use super::transport::{Completion, Connector, Link, Payload, QueueName, Watches};
 use super::{Error, Options};
 use crate::spec::Sqe;
 use crate::spec::identify::IdentifyController;
@@ -184,6 +184,7 @@ impl Controller {
             qid,
             slots: slots.clamp(1, 1 << 15),
             in_capsule_bytes: association.in_capsule_bytes,
+            descriptors: association.identity.as_ref().map_or(1, |identity| identity.msdbd),
             step_timeout: self.options.step_timeout,
             connect_timeout: self.options.connect_timeout.unwrap_or(self.options.step_timeout),
             io_timeout: self.options.io_timeout,
@@ -217,7 +218,7 @@ impl Controller {
     }
 
     fn connect(&mut self, now: Instant, watches: &mut dyn Watches) {
-        match self.connector.connect(ADMIN_ENTRIES - 1) {
+        match self.connector.connect(ADMIN_ENTRIES - 1, QueueName::default()) {
             Ok(qpair) => {
                 let link = Link::new(qpair, self.key);
                 self.association = Some(Association::new(link, Arc::clone(&self.options), now));

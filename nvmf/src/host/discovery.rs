@@ -40,9 +40,23 @@ pub struct Visit {
 }
 
 /// The address that an entry names, if it is a numeric one on TCP.
+///
+/// # Errors
+/// Why there is none.
 pub fn tcp_address(entry: &DiscoveryEntry) -> Result<SocketAddr, &'static str> {
-    if entry.trtype != trtype::TCP {
-        return Err("not over TCP");
+    address_on(trtype::TCP, entry)
+}
+
+/// The address that an entry names, if it is a numeric one on a transport of IP networks ([`trtype`]).
+///
+/// # Errors
+/// Why there is none.
+pub fn address_on(wanted: u8, entry: &DiscoveryEntry) -> Result<SocketAddr, &'static str> {
+    if entry.trtype != wanted {
+        return Err(match wanted {
+            trtype::RDMA => "not over RDMA",
+            _ => "not over TCP",
+        });
     }
     let ip: IpAddr = shown_text(&entry.traddr).parse().map_err(|_| "its address is not a numeric one")?;
     let port: u16 = shown_text(&entry.trsvcid).parse().map_err(|_| "its service is not a port")?;
@@ -55,6 +69,8 @@ pub type Connect = dyn Fn(SocketAddr) -> Arc<dyn Connector>;
 /// A walk. Poll it until it [`is_done`](Crawl::is_done).
 pub struct Crawl {
     connect: Box<Connect>,
+    /// The transport whose referrals are followed.
+    trtype: u8,
     options: Options,
     key: u64,
     follow: bool,
@@ -78,7 +94,13 @@ impl Crawl {
         let seen = BTreeSet::from([first.clone()]);
         let waiting = VecDeque::from([(first, 0)]);
         let (visits, skipped) = (Vec::new(), Vec::new());
-        Crawl { connect, options, key, follow, waiting, seen, current: None, visits, skipped }
+        Crawl { connect, trtype: trtype::TCP, options, key, follow, waiting, seen, current: None, visits, skipped }
+    }
+
+    /// Follows referrals on another transport than TCP ([`trtype`]).
+    pub fn over(mut self, trtype: u8) -> Crawl {
+        self.trtype = trtype;
+        self
     }
 
     /// Whether all services were asked.
@@ -134,7 +156,7 @@ impl Crawl {
         let Some(Visit { result: Ok(log), .. }) = self.visits.last() else { return };
         for entry in log.entries.iter().filter(|entry| entry.subtype == subtype::REFERRAL) {
             let nqn = nul_text(&entry.subnqn).filter(|nqn| !nqn.is_empty() && nqn.len() <= NQN_MAX_BYTES);
-            let target = tcp_address(entry).and_then(|address| match nqn {
+            let target = address_on(self.trtype, entry).and_then(|address| match nqn {
                 Some(nqn) => Ok(Service { address, subnqn: nqn.to_owned() }),
                 None => Err("its NQN is not one"),
             });

@@ -8,7 +8,7 @@
 //! comes out of [`IoQueue::close`], its fate unknown. The transport sees to it that nothing completes twice.
 
 use super::commands;
-use super::transport::{Completion, Connector, Link, Payload, Watches};
+use super::transport::{Completion, Connector, Link, Payload, QueueName, Watches};
 use super::{Error, OnTimeout, fabrics_connect};
 use crate::spec::opcode::io;
 use crate::spec::{Sqe, Status};
@@ -37,6 +37,8 @@ pub struct QueueParams {
     pub slots: u16,
     /// Data that fit into a capsule, bytes.
     pub in_capsule_bytes: u32,
+    /// Data descriptors that the controller takes in one command; 0 if it does not say.
+    pub descriptors: u8,
     /// How long each step of connecting may take.
     pub step_timeout: Duration,
     /// How long the transport may take to set the connection up.
@@ -97,7 +99,8 @@ impl IoQueue {
     /// # Errors
     /// The host refuses at once.
     pub fn connect(params: QueueParams, key: u64, now: Instant) -> Result<IoQueue, Error> {
-        let qpair = params.connector.connect(params.slots).map_err(|e| Error::Transport(e.to_string()))?;
+        let name = QueueName { qid: params.qid, cntlid: params.cntlid };
+        let qpair = params.connector.connect(params.slots, name).map_err(|e| Error::Transport(e.to_string()))?;
         let entry = Entry { user: 0, since: now, busy: false, told: false };
         Ok(IoQueue {
             link: Link::new(qpair, key),
@@ -288,6 +291,7 @@ impl IoQueue {
             (State::Joining, Some(completion)) => {
                 fabrics_connect::check(WHAT, &completion.cqe)?;
                 self.link.set_in_capsule_bytes(self.params.in_capsule_bytes);
+                self.link.set_descriptors(self.params.descriptors);
                 self.state = State::Live;
                 return Ok(true);
             }

@@ -4,7 +4,7 @@
 use crate::spec::{Cqe, Sqe};
 use reactor::park::{Ready, Source};
 use reactor::reactor::WatchId;
-use reactor::{Buffers, Context, PollerId};
+use reactor::{BufferPool, Buffers, Context, PollerId};
 use std::io;
 
 /// Which way the payload of a command goes, and its bytes.
@@ -48,6 +48,15 @@ pub trait Qpair {
     /// If [`can_submit`](Self::can_submit) is false, or `data` is not as long as `payload` says.
     fn submit(&mut self, user: u64, sqe: Sqe, payload: Payload, data: Buffers);
 
+    /// To be called before [`poll`](Self::poll) while it is not ready, with the pool that most payloads are of, if there is one
+    /// on this thread.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    fn prepare(&mut self, _pool: Option<&BufferPool>) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Receives once and appends what has completed; whether anything came.
     ///
     /// # Errors
@@ -69,8 +78,16 @@ pub trait Qpair {
     /// How much data commands may carry in their capsules from now on, bytes.
     fn set_in_capsule_bytes(&mut self, bytes: u32);
 
+    /// How many data descriptors of one command the controller takes (MSDBD of Identify Controller; 0: it does not say).
+    fn set_descriptors(&mut self, _most: u8) {}
+
     /// Ends the queue pair: gives back the commands that have not completed, whose fate is unknown.
     fn close(&mut self, lost: &mut dyn FnMut(u64, Buffers));
+
+    /// Whether [`source`](Self::source) stays the same from now on. Until then the queue pair is polled.
+    fn is_watchable(&self) -> bool {
+        true
+    }
 
     /// What tells that there is something to do.
     fn source(&self) -> Source;
@@ -96,6 +113,20 @@ pub trait Watches {
 
     /// Ends a watch, before its source is closed.
     fn unwatch(&mut self, watch: WatchId);
+
+    /// Hands the pool of this thread that most payloads come from to `use_it`, if there is one.
+    fn with_pool(&mut self, use_it: &mut dyn FnMut(Option<&BufferPool>)) {
+        use_it(None);
+    }
+}
+
+/// Which queue pair of which controller is to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueName {
+    /// Queue identifier; 0 is the admin queue.
+    pub qid: u16,
+    /// The controller, of an I/O queue.
+    pub cntlid: u16,
 }
 
 /// Watches nothing: for pollers that never sleep.
@@ -145,7 +176,12 @@ impl Link {
 
     /// As [`Qpair::poll`], and watches the queue pair if it is new.
     pub fn poll(&mut self, watches: &mut dyn Watches, done: &mut Vec<Completion>) -> Result<bool, String> {
-        if !self.offered {
+        if !self.qpair.is_ready() {
+            let (qpair, mut result) = (&mut self.qpair, Ok(()));
+            watches.with_pool(&mut |pool| result = qpair.prepare(pool));
+            result?;
+        }
+        if !self.offered && self.qpair.is_watchable() {
             self.offered = true;
             let watched = watches.watch(self.qpair.source(), self.key);
             self.watch = watched.map_err(|error| format!("the connection cannot be watched: {error}"))?;
@@ -185,11 +221,11 @@ impl std::ops::DerefMut for Link {
 
 /// Makes queue pairs to one controller, on any thread.
 pub trait Connector: Send + Sync {
-    /// Starts to set a queue pair up that can have `slots` commands outstanding.
+    /// Starts to set a queue pair up, which is `queue`, that can have `slots` commands outstanding.
     ///
     /// # Errors
     /// When the host refuses at once.
-    fn connect(&self, slots: u16) -> io::Result<Box<dyn Qpair>>;
+    fn connect(&self, slots: u16, queue: QueueName) -> io::Result<Box<dyn Qpair>>;
 
     /// In-capsule data that Connect and admin commands may carry, bytes.
     fn admin_in_capsule_bytes(&self) -> u32;

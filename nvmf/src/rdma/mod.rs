@@ -6,10 +6,14 @@
 //! | [`queue`] | a queue pair of the target, without I/O: credits, transfers, order |
 //! | [`group`] | what the queue pairs of one reactor share: hubs of devices |
 //! | [`transport`] | the target's transport |
+//! | [`host`] | the host's machine of one queue pair |
+//! | [`host_transport`] | the host's transport over the seam |
 //!
 //! Private data of connections is in [`crate::spec::rdma`]; devices are behind the seam [`reactor::rdma`].
 
 pub mod capsule;
 pub mod group;
+pub mod host;
+pub mod host_transport;
 pub mod queue;
 pub mod transport;

@@ -14,7 +14,7 @@ use reactor::park::{Ready, Source};
 
 use super::connection::ADMIN_IN_CAPSULE_BYTES;
 use super::host::{HostConfig, HostConnection};
-use crate::host::transport::{Completion, Connector, Payload, Qpair};
+use crate::host::transport::{Completion, Connector, Payload, Qpair, QueueName};
 use crate::spec::Sqe;
 
 /// Bytes that one receive takes at most, besides data that lands in its place.
@@ -39,7 +39,7 @@ pub struct TcpConnector {
 }
 
 impl Connector for TcpConnector {
-    fn connect(&self, slots: u16) -> io::Result<Box<dyn Qpair>> {
+    fn connect(&self, slots: u16, _queue: QueueName) -> io::Result<Box<dyn Qpair>> {
         let config = HostConfig { slots, header_digest: self.header_digest, data_digest: self.data_digest };
         let stream = self.network.connect(self.address)?;
         let connection = HostConnection::new(config);

@@ -1,6 +1,6 @@
 //! A target made of answers: commands in, completions out, no stream between. It can be made to lie.
 
-use crate::host::transport::{Completion, Connector, Payload, Qpair};
+use crate::host::transport::{Completion, Connector, Payload, Qpair, QueueName};
 use crate::spec::fabrics::{Cap, ConnectData, ConnectResult, Csts};
 use crate::spec::feature::{AsyncEvent, AsyncEventConfig};
 use crate::spec::identify::{
@@ -234,7 +234,7 @@ impl Fake {
 }
 
 impl Connector for Fake {
-    fn connect(&self, slots: u16) -> std_io::Result<Box<dyn Qpair>> {
+    fn connect(&self, slots: u16, _queue: QueueName) -> std_io::Result<Box<dyn Qpair>> {
         let mut brain = self.brain();
         brain.connections += 1;
         if brain.dead {
