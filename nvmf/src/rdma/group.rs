@@ -38,6 +38,8 @@ pub const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
 const EVENTS_PERIOD: Duration = Duration::from_millis(500);
 /// Completions that one poll takes from one device, about.
 const POLL_COMPLETIONS: usize = 128;
+/// Bytes of messages that are registered at once.
+const CHUNK_BYTES: usize = 64 << 20;
 /// Entries of a completion queue, if the device can have so many.
 const HUB_COMPLETIONS: u32 = 32_768;
 
@@ -77,7 +79,9 @@ pub struct Member {
     ended: Option<String>,
     /// The queue pair was closed: until when its work may come back.
     closing: Option<Instant>,
+    /// Entries of the completion queue, and receives, that are kept for it.
     promised: u32,
+    receives: u32,
     /// Chains that have not come back.
     chains_out: u32,
     /// Receives of its own that have not.
@@ -90,6 +94,8 @@ pub struct Member {
 pub struct HubState {
     hub: Box<dyn Hub>,
     members: Vec<Option<Member>>,
+    /// Members that were closed and are not detached.
+    closing: usize,
     watch: Option<WatchId>,
     lost: Option<String>,
     options: HubOptions,
@@ -225,6 +231,7 @@ impl RdmaGroup {
         let state = HubState {
             hub,
             members: Vec::new(),
+            closing: 0,
             watch,
             lost: None,
             options,
@@ -330,6 +337,7 @@ impl RdmaGroup {
         for done in std::mem::take(&mut member.inbox) {
             hub.put_away(done);
         }
+        hub.closing += 1;
         hub.hub.disconnect(at.endpoint);
     }
 
@@ -382,10 +390,25 @@ impl HubState {
         admission.send_depth + if self.hub.has_shared_receives() { 0 } else { admission.receives }
     }
 
+    /// Memory for messages, in pieces that a device can register.
+    fn messages(
+        &mut self,
+        mut count: usize,
+        bytes: usize,
+        out: fn(&mut HubState) -> &mut Vec<Buffer>,
+    ) -> io::Result<()> {
+        let most = (CHUNK_BYTES / bytes.max(1)).max(1);
+        while count > 0 {
+            let made = self.hub.messages(count.min(most), bytes)?;
+            count -= made.len();
+            out(self).extend(made);
+        }
+        Ok(())
+    }
+
     fn heads(&mut self, count: usize) -> io::Result<Vec<Buffer>> {
         if self.spare_heads.len() < count {
-            let more = self.hub.messages(count - self.spare_heads.len(), RESPONSE_BYTES)?;
-            self.spare_heads.extend(more);
+            self.messages(count - self.spare_heads.len(), RESPONSE_BYTES, |hub| &mut hub.spare_heads)?;
         }
         Ok(self.spare_heads.split_off(self.spare_heads.len() - count))
     }
@@ -398,15 +421,14 @@ impl HubState {
             let wanted = (self.receives_wanted + receives).min(most);
             let missing = wanted.saturating_sub(self.shared_made);
             if missing > 0 {
-                let more = self.hub.messages(missing as usize, bytes)?;
+                self.messages(missing as usize, bytes, |hub| &mut hub.spare_receives)?;
                 self.shared_made += missing;
-                for buffer in more {
+                for buffer in std::mem::take(&mut self.spare_receives) {
                     self.post_receive(None, buffer);
                 }
             }
         } else if self.spare_receives.len() < receives as usize {
-            let more = self.hub.messages(receives as usize - self.spare_receives.len(), bytes)?;
-            self.spare_receives.extend(more);
+            self.messages(receives as usize - self.spare_receives.len(), bytes, |hub| &mut hub.spare_receives)?;
         }
         Ok(())
     }
@@ -430,6 +452,7 @@ impl HubState {
             ended: None,
             closing: None,
             promised,
+            receives: admission.receives,
             chains_out: 0,
             receives_out: 0,
             pending: super::queue::Pending::default(),
@@ -603,6 +626,9 @@ impl HubState {
 
     /// Detaches the closed members whose work has come back, or never will.
     fn finish_closing(&mut self, now: Instant, pool: &mut BufferPool) {
+        if self.closing == 0 {
+            return;
+        }
         for index in 0..self.members.len() {
             let Some(member) = &self.members[index] else { continue };
             let Some(until) = member.closing else { continue };
@@ -616,6 +642,8 @@ impl HubState {
     fn detach(&mut self, endpoint: EndpointId, mut pool: Option<&mut BufferPool>) {
         let Some(member) = self.members[endpoint.0].take() else { return };
         self.entries_left += member.promised;
+        self.receives_wanted -= member.receives;
+        self.closing -= usize::from(member.closing.is_some());
         let (heads, receives) = (&mut self.spare_heads, &mut self.spare_receives);
         self.hub.detach(endpoint, &mut |done| match done {
             Done::Posted { data, head, .. } => {

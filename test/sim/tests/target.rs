@@ -443,6 +443,33 @@ fn target_shutdown_under_load() {
     seeds::each("target_shutdown_under_load", 15, regressions::SHUTDOWN, over_tcp(shutdown));
 }
 
+/// The machine's RDMA device goes away with all connections, again and again, and comes back.
+fn device_loss(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let volumes = volumes(&mut rng);
+    let mut stage = Stage::new(&sim, TransportKind::Rdma, rng, volumes, None);
+    stage.shared.borrow_mut().allowed = Allowed { disconnects: true, refusals: true, ..Allowed::default() };
+    stage.add_hosts(80, 0);
+    for _ in 0..2 {
+        let wait = Duration::from_nanos(stage.rng.below(20_000_000));
+        stage.world.run_for(wait);
+        sim.lose_rdma_device(true);
+        let wait = Duration::from_nanos(stage.rng.below(20_000_000));
+        stage.world.run_for(wait);
+        sim.lose_rdma_device(false);
+        // Listening is tried again with the timer.
+        stage.world.run_for(Duration::from_secs(1));
+    }
+    stage.wait_for_hosts();
+    stage.close();
+}
+
+#[test]
+fn target_survives_the_loss_of_its_device() {
+    seeds::each("target_survives_the_loss_of_its_device", 15, &[], device_loss);
+}
+
 #[test]
 fn a_seed_decides_everything() {
     let scenarios: [(&str, Scenario); 3] = [("serves", serves), ("network", network_faults), ("power", power)];

@@ -15,6 +15,7 @@ use reactor::Buffers;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::{FIRMWARE_REVISION, Fault, Step, byte, send};
+use crate::rdma::capsule::MAX_BLOCKS;
 use crate::spec::command::{Identify, NSID_ALL};
 use crate::spec::fabrics::Vs;
 use crate::spec::identify::{
@@ -188,13 +189,22 @@ impl Controller {
         }
         id.ioccsz.set((64 + config.transport.in_capsule_data_size) / 16);
         id.iorcsz.set(1);
-        id.msdbd = 1;
+        id.msdbd = data_blocks(config.listener.trtype, config.transport.in_capsule_data_size);
         Ok(())
     }
 }
 
 fn max_commands(queue_entries: u32) -> u16 {
     u16::try_from(queue_entries).unwrap_or(u16::MAX)
+}
+
+/// Data block descriptors of one command (MSDBD). A list of them is in the capsule, so it has to fit there; and hosts in the
+/// field take more than 4 KiB of data in a capsule together with more than one descriptor for a licence to cut that data up.
+fn data_blocks(transport: TransportKind, in_capsule_bytes: u32) -> u8 {
+    match transport {
+        TransportKind::Rdma if (MAX_BLOCKS as u32 * 16..=4096).contains(&in_capsule_bytes) => MAX_BLOCKS as u8,
+        TransportKind::Rdma | TransportKind::Tcp => 1,
+    }
 }
 
 fn sgl_support(transport: TransportKind) -> u32 {
