@@ -8,11 +8,13 @@ use std::sync::Arc;
 use bdev::core::{IoStatus, IoTag, Op, OpKind};
 use bdev::modules::error::{self, Fault};
 use bdev::modules::malloc::{self, MallocOptions};
+use bdev::modules::uring;
 use initiator::InitiatorError;
 use initiator::head::NO_PATH;
 use initiator::path::PathState;
 use initiator::system::{Multipath, Settings};
 use nvmf::host::OnTimeout;
+use nvmf::target::controller::COMMAND_QUIESCE_TIME;
 use nvmf::target::model::NewNamespace;
 use ringstone_sim::seeds;
 use ringstone_sim::target::{NQN, address};
@@ -232,4 +234,60 @@ fn hangs(seed: u64) {
 #[test]
 fn a_command_that_hangs_is_aborted_reset_or_waited_for() {
     seeds::each("a_command_that_hangs_is_aborted_reset_or_waited_for", 12, &[], hangs);
+}
+
+/// A command hangs in the target's device, which nobody can abort, when its connection is lost: the target takes its host back,
+/// at once if the command only reads, and in the time that it tells (CQT) if it writes.
+fn let_in(seed: u64) {
+    const VOLUME: &str = "disk";
+    let mut stage = Stage::new(seed);
+    let path = std::path::PathBuf::from("/volumes/disk.img");
+    stage.world.platform().files().create(&path, 64 * 4096).expect("a new file");
+    let (system, nvmf) = (Arc::clone(stage.world.system()), Arc::clone(&stage.target.nvmf));
+    let made = async move {
+        let flavor = uring::Flavor::Uring;
+        let options = uring::FileOptions { flavor, path, block_size: Some(4096), read_only: false, fallocate: None };
+        uring::create(&system, VOLUME, None, options).await.expect("the name is free");
+        nvmf.remove_namespace(NQN, 1).await.expect("it is there");
+        nvmf.add_namespace(NQN, NewNamespace::default(), VOLUME).await.expect("a namespace");
+    };
+    stage.world.block_on("a volume on a disk", made);
+    stage.attach(address(), Multipath::Multipath, (-1, 1, 0)).expect("it can be attached");
+    let probe = stage.probe();
+    assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
+    stage.world.run_for(seconds(3));
+    let writes = seed.is_multiple_of(2);
+    let usual = stage.sim.disk(|rules| std::mem::replace(&mut rules.latency_ns, (60_000_000_000, 60_000_000_000)));
+    stage.submit(&probe, if writes { Op::Write { fua: false } } else { Op::Read });
+    stage.world.run_for(SOON);
+    stage.sim.disk(|rules| rules.latency_ns = usual);
+    stage.sim.break_connections(100);
+    let lost = stage.now();
+    let initiator = Arc::clone(&stage.initiator);
+    let state = move || initiator.groups()[0].paths()[0].view().state;
+    stage.world.run_until("the loss to be noticed", |_| state() != PathState::Enabled);
+    stage.world.run_until("the path to be back", |_| state() == PathState::Enabled);
+    let back = stage.now();
+    let (soonest, latest) = match writes {
+        // Attempts are a second apart.
+        true => (COMMAND_QUIESCE_TIME, COMMAND_QUIESCE_TIME + seconds(1)),
+        false => (seconds(0), seconds(1)),
+    };
+    assert!(back >= lost + soonest && back < lost + latest + SOON, "{writes}: {:?}", back.since(lost));
+    let (status, at) = stage.ended(&probe);
+    assert_eq!(status, IoStatus::Success);
+    // What writes is sent again when it can no longer land, as far as the host is told.
+    let fence = seconds(20) + COMMAND_QUIESCE_TIME;
+    if writes {
+        near(at, lost + fence)
+    } else {
+        near(at, back)
+    }
+    stage.close(probe);
+    stage.finish_after(&[VOLUME]);
+}
+
+#[test]
+fn a_host_is_let_in_although_a_command_of_its_earlier_connection_hangs() {
+    seeds::each("a_host_is_let_in_although_a_command_of_its_earlier_connection_hangs", 10, &[], let_in);
 }
