@@ -77,6 +77,8 @@ pub struct Model {
     volatile: bool,
     /// A write may take effect again, also after it was seen, until it is answered.
     repeats: bool,
+    /// Reads may find the old after the new as long as the write is under way.
+    flickers: bool,
     /// What a compare-and-write replaced, for finding two that replaced the same.
     replaced: BTreeMap<(u64, Stamp), Stamp>,
     /// What stamps of copies stand for: the write whose contents these are, and the block that it was to.
@@ -138,6 +140,7 @@ impl Model {
             readers: BTreeMap::new(),
             volatile,
             repeats: false,
+            flickers: false,
             replaced: BTreeMap::new(),
             copied: BTreeMap::new(),
         };
@@ -181,6 +184,11 @@ impl Model {
     /// From now on a write may take effect more than once until it is answered: whoever does it may have to begin anew.
     pub fn allow_repeats(&mut self) {
         self.repeats = true;
+    }
+
+    /// Whether reads from now on may find the old after the new as long as the write is under way: the device has several copies.
+    pub fn set_flickers(&mut self, flickers: bool) {
+        self.flickers = flickers;
     }
 
     fn tick(&mut self) -> u64 {
@@ -340,6 +348,7 @@ impl Model {
             [] => Err(format!(
                 "block {lba} has write {stamp} to block {origin}, which it cannot have for a read from {began} to {now}: {block:?}"
             )),
+            [one] if self.flickers && block.iter().any(|write| write.token == one && write.open) => Ok(stamp),
             [one] => {
                 // A write takes effect once: what had taken effect before the read began, and is not there, was before.
                 let repeats = |write: &Write| self.repeats && write.open;
