@@ -551,3 +551,45 @@ impl Drop for RdmaQpair {
         self.close(&mut |_, _| {});
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_in_words() {
+        for reject in Reject::ALL {
+            let told = rejected(28, reject.data().as_bytes());
+            assert!(told.contains(reject.text()), "{told}");
+        }
+        assert!(rejected(INVALID_SERVICE_ID, &[]).contains("refused"));
+        assert!(rejected(28, &[9; 3]).contains("reason 28"));
+    }
+
+    #[test]
+    fn neighbours_under_one_key_are_one_stretch() {
+        let remote = |address, bytes, key| Remote { address, bytes, key };
+        let found =
+            blocks(&[remote(0x1000, 0x1000, 1), remote(0x2000, 512, 1), remote(0x2200, 512, 2), remote(0x9000, 1, 2)]);
+        let block = |address, len, key| Block { address, len, key };
+        assert_eq!(found.to_vec(), [block(0x1000, 0x1200, 1), block(0x2200, 512, 2), block(0x9000, 1, 2)]);
+        assert!(blocks(&[]).is_empty());
+    }
+
+    #[test]
+    fn memory_of_capsules_is_as_long_as_before_after_its_use() {
+        let head = shortened(Buffer::heap(CAPSULE_BYTES), SQE_BYTES);
+        assert_eq!(head.len(), SQE_BYTES);
+        assert_eq!(widened(head).len(), CAPSULE_BYTES);
+    }
+
+    #[test]
+    fn stretches_of_memory_are_counted_as_they_lie() {
+        let mut apart = Buffers::heap(4096);
+        apart.push(Buffer::heap(4096));
+        apart.push(Buffer::heap(4096));
+        assert!(contiguous(&apart, 3) && contiguous(&Buffers::heap(9), 1) && contiguous(&Buffers::new(), 0));
+        let whole = apart.segments().zip(apart.segments().skip(1)).all(|(a, b)| a.as_ptr_range().end == b.as_ptr());
+        assert_eq!(contiguous(&apart, 1), whole);
+    }
+}
