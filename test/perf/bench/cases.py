@@ -54,8 +54,8 @@ def nvmf(quick, peers):
 
 def layer(quick, _peers):
     """The bdev layer in one process, one core."""
-    rows = [("null", "randread"), ("null", "randwrite"), ("passthru", "randread"), ("malloc", "randread"),
-            ("malloc", "randwrite")]
+    rows = [("null", "randread"), ("null", "randwrite"), ("passthru", "randread"), ("raid1", "randread"),
+            ("raid1", "randwrite"), ("malloc", "randread"), ("malloc", "randwrite")]
     for bdev, rw in rows[:2] if quick else rows:
         yield Case("layer", f"{bdev} 4K {rw} depth 128", "ringstone", "bdevperf",
                    options={"bdev": bdev, "rw": rw, "bs": 4096, "qd": 128})

@@ -178,6 +178,10 @@ class Bench:
             "malloc": [("bdev_malloc_create", {"name": "malloc", "num_blocks": MALLOC_BYTES // 4096, "block_size": 4096})],
         }
         calls["passthru"] = calls["null"] + [("bdev_passthru_create", {"name": "passthru", "base_bdev_name": "null"})]
+        # A mirror of two that cost nothing, beside one of them.
+        twin = ("bdev_null_create", {"name": "twin", "num_blocks": NULL_BYTES // 4096, "block_size": 4096})
+        mirror = {"name": "raid1", "raid_level": "raid1", "base_bdevs": ["null", "twin"]}
+        calls["raid1"] = calls["null"] + [twin, ("bdev_raid_create", mirror)]
         if bdev in ("disk", "memory"):
             calls[bdev] = [("bdev_uring_create", {"name": bdev, "filename": str(self.file(bdev)), "block_size": 4096})]
         path = self.folder / f"{bdev}.json"
