@@ -70,7 +70,7 @@ fn arguments_that_cannot_be_are_refused_before_anything_is_asked() {
         ("discover", &["--hostnqn", ""], "an NQN has 1 to 223 bytes"),
         ("identify", &["--subnqn", NQN, "--nsid", "0"], "1..=4294967295"),
         ("identify", &[], "--subnqn"),
-        ("discover", &["--trtype", "rdma"], "tcp"),
+        ("discover", &["--trtype", "pigeon"], "tcp"),
     ] {
         // Nothing listens there, and nobody asks.
         let output = tool_at(1, tool, args).output().expect("the binary runs");
