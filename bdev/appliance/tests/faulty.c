@@ -51,7 +51,7 @@ static void submit(void *argument, const struct rs_request *const *requests, siz
         case 4: /* a status that there is not */
             host->complete(host, token, 0x7fff, bytes);
             break;
-        case 5: /* never, unless it is aborted */
+        case 5: /* never, unless it is aborted, or the device is reset */
             worker->kept[worker->count++] = token;
             break;
         case 6: /* for the worker before, which is gone */
@@ -75,6 +75,13 @@ static void abort_request(void *argument, uint64_t token)
             worker->host->complete(worker->host, token, RS_ABORTED, 0);
             return;
         }
+}
+
+static void reset(void *argument)
+{
+    struct worker *worker = argument;
+    while (worker->count > 0)
+        worker->host->complete(worker->host, worker->kept[--worker->count], RS_ABORTED, 0);
 }
 
 static int worker_create(void *handler, uint32_t index, const struct rs_host *host, void **out)
@@ -133,6 +140,7 @@ const struct rs_handler *ringstone_appliance_handler(void)
         .submit = submit,
 #endif
         .abort = abort_request,
+        .reset = reset,
         .worker_destroy = worker_destroy,
     };
     return &handler;

@@ -11,6 +11,7 @@ use ringstone_bdev::conformance::{Client, World, WorldConfig};
 use ringstone_bdev::core::{BdevInfo, IoStatus, Op};
 use ringstone_bdev::modules::appliance::settings::Settings;
 use ringstone_bdev::modules::appliance::{create, delete, stats};
+use serde_json::json;
 
 use super::Logged;
 
@@ -72,11 +73,22 @@ fn a_handler_in_c_that_does_wrong_fails_its_own_requests() {
     logged.assert_line(&["ends without it", "handler=\"faulty\"", "request=", "lba=5", "timed_out"]);
     (0..20).for_each(|_| world.step());
     assert_eq!(stats(&system, "app").unwrap()["late"], 1, "it was aborted, and came home");
-    // An abort and a reset reach it before the deadline.
+    // An abort reaches it before the deadline.
     let kept = client.submit(Op::Read, 5, 1, Buffers::heap(512));
     (0..20).for_each(|_| world.step());
     client.abort(kept);
     assert_eq!(client.wait(&mut world, kept).status, IoStatus::Aborted);
+    // So does a reset: the handler ends what it keeps, and nothing has to be given up.
+    let given_up = stats(&system, "app").unwrap()["aborted"].clone();
+    let kept: Vec<_> = (0..5).map(|_| client.submit(Op::Read, 5, 1, Buffers::heap(512))).collect();
+    (0..20).for_each(|_| world.step());
+    let reset = client.submit(Op::Reset, 0, 0, Buffers::new());
+    assert_eq!(client.wait(&mut world, reset).status, IoStatus::Success);
+    for kept in kept {
+        assert_eq!(client.wait(&mut world, kept).status, IoStatus::Aborted);
+    }
+    let found = stats(&system, "app").unwrap();
+    assert_eq!((&found["aborted"], &found["overdue"]), (&given_up, &json!(0)));
     client.close();
     drop(bdev);
     world.block_on(delete(&system, "app")).unwrap();
