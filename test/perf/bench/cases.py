@@ -25,7 +25,8 @@ def with_peers(case, peers):
     """A case, and directly behind it the same of each peer: what disturbs one of them disturbs the other."""
     yield case
     for peer in peers:
-        column = peer if case.column == "ringstone" else f"{peer}, {case.column}"
+        ours = case.column.startswith("ringstone")
+        column = case.column.replace("ringstone", peer, 1) if ours else f"{peer}, {case.column}"
         yield replace(case, column=column, options={**case.options, "peer": peer}, beside=case.key)
 
 
@@ -72,11 +73,15 @@ def files(quick, _peers):
 
 
 def cpu(quick, peers):
-    """CPU time of the target for one command, at a rate far from its limit."""
+    """CPU time of the target for one command, at a rate far from its limit, and what the command takes."""
     rows = [(rw, rate) for rw in ("randread", "randwrite") for rate in (10_000, 100_000)]
     for rw, rate in rows[1:2] if quick else rows:
         row = f"null 4K {rw}, {rate // 1000} k a second"
-        yield from with_peers(Case("cpu", row, "ringstone", "cpu_at_rate", "µs CPU", {"rw": rw, "rate": rate}), peers)
+        for poll, column in ((None, "ringstone"), ("coalesce", "--poll coalesce")):
+            for what, more in (("cpu", ""), ("p50", ", median latency")):
+                options = {"rw": rw, "rate": rate, "what": what, "poll": poll}
+                case = Case("cpu", row, column + more, "cpu_at_rate", "µs CPU" if what == "cpu" else "µs", options)
+                yield from with_peers(case, () if poll else peers)
 
 
 def wake(quick, peers):
@@ -108,7 +113,7 @@ TITLES = {
     "nvmf": "NVMe/TCP over loopback",
     "layer": "The bdev layer in one process",
     "files": "A file through its bdev, beside fio",
-    "cpu": "CPU time of the target for one command, at a rate",
+    "cpu": "CPU time of the target for one command, at a rate, and its latency",
     "wake": "A command that finds the target asleep",
     "fairness": "Fairness: the most and the least that a connection gets, apart by % of the mean",
     "idle": "Idle",

@@ -31,31 +31,31 @@ class Bench:
         self.options = options
         self.folder = Path(tempfile.mkdtemp(prefix="ringstone-bench-"))
         self.memory = Path(tempfile.mkdtemp(prefix="ringstone-bench-", dir="/dev/shm"))
-        self.target = None
+        # By how their reactors poll, where that is not the default.
+        self.targets = {}
         self.peers = {name: Peer(options, name, self.folder) for name in options.peer}
         for peer in self.peers.values():
             peer.pause()
 
     def close(self):
-        for served in [self.target, *self.peers.values()]:
-            if served:
-                served.close()
+        for served in [*self.targets.values(), *self.peers.values()]:
+            served.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.memory, ignore_errors=True)
 
     @contextlib.contextmanager
-    def serving(self, peer, bdev=None):
+    def serving(self, peer, bdev=None, poll=None):
         """The target to measure, and nothing else on its core."""
         if peer:
             served = self.peers[peer]
         else:
-            if self.target and not self.target.is_alive():
+            if poll in self.targets and not self.targets[poll].is_alive():
                 # Its end was the failure of another case.
-                self.target.close()
-                self.target = None
-            if self.target is None:
-                self.target = Target(self.options.binary, self.options.target_core, self.options.load_core, self.folder)
-            served = self.target
+                self.targets.pop(poll).close()
+            if poll not in self.targets:
+                folder = tempfile.mkdtemp(dir=self.folder)
+                self.targets[poll] = Target(self.options.binary, self.options.target_core, self.options.load_core, folder, poll)
+            served = self.targets[poll]
         served.resume()
         try:
             if bdev == "malloc":
@@ -122,10 +122,11 @@ class Bench:
             found, share, _ = self._run(served, command, self.options.seconds)
             return found["iops"], limit(share, found.get("busy")), found
 
-    def _cpu_at_rate(self, rw, rate, peer=None):
-        """CPU time of the target for one command, while commands come at a rate that it can hold."""
-        with self.serving(peer) as served:
-            if served.pid is None:
+    def _cpu_at_rate(self, rw, rate, what, poll=None, peer=None):
+        """CPU time of the target for one command, or the median of what one takes, while commands come at a rate that it can
+        hold."""
+        with self.serving(peer, poll=poll) as served:
+            if what == "cpu" and served.pid is None:
                 raise BenchError(f"the process of {served.name} is not known: name it with --peer-pid")
             seconds = self.options.seconds
             command = self._load(served, "null", rw, 4096, 128, seconds, more=["--rate", str(rate)])
@@ -133,7 +134,7 @@ class Bench:
             if found["iops"] < HELD * rate:
                 done = f"only {found['iops']:.0f} of {rate} commands a second were done"
                 raise BenchError(f"{done}: this machine is too slow or too busy")
-            return cpu / found["iops"] * 1e6, None, found
+            return cpu / found["iops"] * 1e6 if what == "cpu" else found["percentiles_us"]["50"], None, found
 
     def _wake(self, rate, peer=None):
         """How long a command takes that finds the target asleep."""

@@ -76,14 +76,14 @@ class Target(Served):
 
     name = "ringstone"
 
-    def __init__(self, binary, core, load_core, folder):
+    def __init__(self, binary, core, load_core, folder, poll=None):
         super().__init__(binary, load_core)
         self.folder = Path(folder)
         self.socket = str(self.folder / "rpc.sock")
         self.log = open(self.folder / "target.log", "ab")
         self.child = subprocess.Popen(
             [binary, "serve", "--empty", "--state-dir", str(self.folder / "state"), "--rpc-socket", self.socket, "--cores",
-             str(core)], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True)
+             str(core), *(["--poll", poll] if poll else [])], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True)
         self.pid = self.child.pid
         try:
             self._set_up()
