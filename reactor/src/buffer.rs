@@ -124,6 +124,20 @@ pub fn prefetch_value<T>(value: &T) {
     let _ = value;
 }
 
+/// Takes the cache lines of a value that is about to be written from whichever core has them. Fetched for reading only, each would
+/// be asked for a second time when it is written, and everything stored after that would wait.
+#[inline]
+pub fn prefetch_for_write<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    for offset in (0..size_of::<T>()).step_by(64) {
+        let line = std::ptr::from_ref(value).cast::<u8>().wrapping_add(offset);
+        // SAFETY: a prefetch has no effect on memory. Processors of this kind that do not know this one ignore it.
+        unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags, readonly)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 enum Home {
     /// A buffer of a pool's region.
     Pool(Arc<PoolShared>),

@@ -34,6 +34,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
+use crate::buffer::prefetch_for_write;
 use crossbeam_utils::CachePadded;
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -145,6 +146,9 @@ impl<T: Send> Producer<T> {
         // Relaxed: as in `push`.
         let first = self.shared.tail.fetch_add(count, Ordering::Relaxed);
         let mask = self.shared.mask;
+        for n in (0..count).step_by((64 / size_of::<Slot<T>>()).max(1)) {
+            prefetch_for_write(&self.shared.slots[first.wrapping_add(n) & mask].sequence);
+        }
         for (n, value) in values.drain(..).enumerate() {
             let position = first.wrapping_add(n);
             let slot = &self.shared.slots[position & mask];

@@ -28,7 +28,7 @@ use std::time::Duration;
 use appliance::RequestId;
 use appliance::home::{Limiter, RingHome};
 use appliance::request::{Body, Fault, Home, NO_DEADLINE};
-use reactor::buffer::prefetch_value;
+use reactor::buffer::prefetch_for_write;
 use reactor::ring::Consumer;
 use reactor::{Buffers, Instant, Progress};
 
@@ -399,8 +399,9 @@ impl ApplianceChannel {
         let room = self.slots.len();
         if let Some(ring) = &mut self.ring {
             ring.pop_batch(room, |body| {
-                // The handler's thread had it last; it is looked at when all have been taken.
-                prefetch_value(&*body);
+                // The handler's thread had it last; it is looked at, emptied and filled again when all have been taken.
+                prefetch_for_write(&body.id);
+                prefetch_for_write(&body.bufs);
                 came.push(body);
             });
         }

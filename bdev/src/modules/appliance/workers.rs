@@ -31,7 +31,7 @@ use appliance::{Batch, Capabilities, Handler, IoStatus, Request, RequestId, Work
 use crossbeam_utils::CachePadded;
 use futures_channel::oneshot;
 use futures_util::future::{BoxFuture, Either, select};
-use reactor::buffer::prefetch_value;
+use reactor::buffer::{prefetch_for_write, prefetch_value};
 use reactor::park::Waker;
 use reactor::reactor::{LoneReactor, PollPolicy};
 use reactor::ring::{Consumer, Producer, ring};
@@ -585,7 +585,9 @@ impl WorkerPoller {
             let cancelled_below = link.tie.cancelled_below.load(Ordering::Acquire);
             count += link.ring.pop_batch(round, |request| {
                 // The reactor had it last; it is looked at when all have been taken.
-                prefetch_value(request.body());
+                let body = request.body();
+                prefetch_for_write(&body.id);
+                prefetch_value(&body.bufs);
                 self.picked.push(request);
             });
             for request in self.picked.drain(..) {
