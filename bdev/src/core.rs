@@ -37,6 +37,7 @@ pub mod runtime;
 pub mod saga;
 pub mod spares;
 pub mod stats;
+mod steps;
 pub mod system;
 pub mod types;
 

@@ -7,7 +7,7 @@
 
 use super::cx::IoCx;
 use super::io::{Frame, Io, NO_SAGA};
-use super::runtime::{ChannelId, ClientId, Step};
+use super::runtime::{ChannelId, ClientId};
 use super::spares::Spares;
 use super::types::{IoStatus, Op};
 
@@ -61,7 +61,7 @@ impl IoCx<'_> {
         }
         of.children += 1;
         body.frames.push(Frame { channel: self.channel, saga: NO_SAGA, forwarded: true, ..frame });
-        self.inner.queue.push_back(Step::Submit(to, Io::from_body(body)));
+        self.inner.queue.submit(to, Io::from_body(body));
         true
     }
 

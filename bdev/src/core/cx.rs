@@ -10,7 +10,7 @@ use reactor::{BufferPool, Instant, ReactorHandle, ReactorId};
 
 use super::io::Io;
 use super::registry::BdevInfo;
-use super::runtime::{ChannelId, Inner, IoRuntime, Step};
+use super::runtime::{ChannelId, Inner, IoRuntime};
 use super::spares::Spares;
 use super::types::IoStatus;
 
@@ -26,7 +26,7 @@ impl IoCx<'_> {
     pub fn complete(&mut self, mut io: Io, status: IoStatus) {
         assert_eq!(io.body().children, 0, "children still show its payload");
         io.body_mut().status = status;
-        self.inner.queue.push_back(Step::Complete(io));
+        self.inner.queue.complete(io);
     }
 
     /// Passes an operation on to a lower device's channel; it comes back through
@@ -35,18 +35,18 @@ impl IoCx<'_> {
     pub fn forward(&mut self, to: ChannelId, mut io: Io) {
         assert_eq!(io.body().children, 0, "children still show its payload");
         io.body_mut().frames.top().expect("a module holds an Io under its own frame").forwarded = true;
-        self.inner.queue.push_back(Step::Submit(to, io));
+        self.inner.queue.submit(to, io);
     }
 
     /// Ends early whatever can be of what is in a lower device's channel.
     pub fn abort_all(&mut self, base: ChannelId) {
-        self.inner.queue.push_back(Step::AbortAll(base));
+        self.inner.queue.abort_all(base);
     }
 
     /// Has [`IoChannel::poll`](super::IoChannel::poll) called once, after what is submitted together with this.
     #[inline]
     pub fn poll_soon(&mut self) {
-        self.inner.queue.push_back(Step::Poll(self.channel));
+        self.inner.queue.poll(self.channel);
     }
 
     /// Starts a file operation with the I/O's payload; it comes back through [`IoChannel::file_done`](super::IoChannel::file_done).

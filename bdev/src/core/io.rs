@@ -161,6 +161,12 @@ impl Payload for IoBody {
 pub struct Io(Option<Box<IoBody>>);
 
 impl Io {
+    /// None, where there has to be something.
+    #[inline]
+    pub(super) fn nothing() -> Io {
+        Io(None)
+    }
+
     #[inline]
     pub(super) fn from_body(body: Box<IoBody>) -> Io {
         Io(Some(body))

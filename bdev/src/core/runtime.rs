@@ -39,6 +39,7 @@ use super::registry::{BdevId, BdevInfo};
 use super::saga::Saga;
 use super::spares::MAX_SPARES;
 use super::stats::IoStats;
+use super::steps::{Step, Steps};
 use super::types::{Geometry, IoStatus, Op, OpSet};
 
 /// Names one reactor's channel to a device.
@@ -70,16 +71,9 @@ pub(super) const BOUNCE_BYTES: usize = 128 * 1024;
 /// Completions taken from the ring in one poll.
 const RING_BATCH: usize = 256;
 
-pub(super) enum Step {
-    Submit(ChannelId, Io),
-    Complete(Io),
-    AbortAll(ChannelId),
-    Poll(ChannelId),
-}
-
 /// The parts that modules may touch while a channel is borrowed.
 pub(super) struct Inner {
-    pub(super) queue: VecDeque<Step>,
+    pub(super) queue: Steps,
     pub(super) engine: Box<dyn FileEngine>,
     pub(super) pool: BufferPool,
     pub(super) now: Instant,
@@ -207,7 +201,7 @@ impl IoRuntime {
             config,
             reactor: cx.id(),
             group: cx.group().to_vec(),
-            inner: Inner { queue: VecDeque::new(), engine, pool, now: cx.now(), free },
+            inner: Inner { queue: Steps::default(), engine, pool, now: cx.now(), free },
             channels: Slab::new(),
             by_bdev: HashMap::new(),
             polled: Vec::new(),
@@ -361,7 +355,7 @@ impl IoRuntime {
             }
             io.body_mut().frames.pop();
             io.body_mut().status = IoStatus::Aborted;
-            self.inner.queue.push_back(Step::Complete(io));
+            self.inner.queue.complete(io);
             return true;
         }
         let Some(module) = slot.module.as_mut() else { return false };
@@ -377,7 +371,7 @@ impl IoRuntime {
         for mut io in std::mem::take(&mut self.channels[channel.0 as usize].parked) {
             io.body_mut().frames.pop();
             io.body_mut().status = status;
-            self.inner.queue.push_back(Step::Complete(io));
+            self.inner.queue.complete(io);
         }
     }
 
@@ -437,7 +431,7 @@ impl IoRuntime {
         if status != IoStatus::Success {
             body.status = status;
             slot.stats.record(op.kind(), 0, self.inner.now, self.inner.now, status);
-            self.inner.queue.push_back(Step::Complete(io));
+            self.inner.queue.complete(io);
             return;
         }
         body.frames.push(frame);
@@ -490,7 +484,7 @@ impl IoRuntime {
             let slot = &mut self.channels[channel.0 as usize];
             match slot.module.as_mut() {
                 Some(module) => module.completed(io, &mut IoCx { inner: &mut self.inner, channel }),
-                None => self.inner.queue.push_back(Step::Complete(io)),
+                None => self.inner.queue.complete(io),
             }
             return;
         }
@@ -515,7 +509,7 @@ impl IoRuntime {
         let drained = *count == 0;
         let ending = slot.is_ending();
         let gated = !slot.gates.is_empty();
-        self.inner.queue.push_back(Step::Complete(io));
+        self.inner.queue.complete(io);
         if drained && gated {
             self.gates_progress(channel);
         }
@@ -529,7 +523,7 @@ impl IoRuntime {
     pub fn run(&mut self) -> bool {
         let mut went_on = false;
         loop {
-            while let Some(step) = self.inner.queue.pop_front() {
+            while let Some(step) = self.inner.queue.pop() {
                 match step {
                     Step::Submit(channel, io) => self.enter(channel, io),
                     Step::Complete(io) => self.finish(io),
@@ -600,7 +594,7 @@ impl IoRuntime {
     fn poll(&mut self, now: Instant) -> Progress {
         self.set_now(now);
         let queue = &mut self.inner.queue;
-        let mut busy = self.ring.pop_batch(RING_BATCH, |body| queue.push_back(Step::Complete(Io::from_body(body)))) > 0;
+        let mut busy = self.ring.pop_batch(RING_BATCH, |body| queue.complete(Io::from_body(body))) > 0;
         busy |= self.inner.engine.reap(&mut self.files_done) > 0;
         let mut done = std::mem::take(&mut self.files_done);
         for FileDone { token, payload, result } in done.drain(..) {

@@ -226,7 +226,7 @@ impl IoRuntime {
             Ok(kind) => kind,
             Err(status) => {
                 io.body_mut().status = status;
-                self.inner.queue.push_back(super::runtime::Step::Complete(io));
+                self.inner.queue.complete(io);
                 return;
             }
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use reactor::ReactorId;
 
-use super::{Channel, ChannelId, IoRuntime, Step};
+use super::{Channel, ChannelId, IoRuntime};
 use crate::core::cx::ChannelCx;
 use crate::core::io::MAX_LAYERS;
 use crate::core::registry::{BdevId, BdevInfo};
@@ -108,7 +108,7 @@ impl IoRuntime {
         let Some(mut module) = slot.module.take() else { return false };
         module.notice(notice, &mut ChannelCx { runtime: self, height: 0, limit });
         self.channels[channel.0 as usize].module = Some(module);
-        self.inner.queue.push_back(Step::Poll(channel));
+        self.inner.queue.poll(channel);
         true
     }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use appliance::request::Body;
+use appliance::request::{Body, lend_home, take_home};
 use appliance::{Capabilities, Handler, Inline, Request, RequestId};
 use futures_util::future::BoxFuture;
 use reactor::{Instant, ReactorId};
@@ -77,6 +77,7 @@ impl Backend for OnReactors {
             name: Arc::clone(&self.name),
             handler,
             inline: Some(inline),
+            lane: lend_home(&cx.home),
             restart_at: Instant(0),
             reactor: cx.reactor,
             panics: Arc::clone(&self.panics),
@@ -131,6 +132,8 @@ struct InlinePort {
     name: Arc<str>,
     handler: Arc<dyn Handler>,
     inline: Option<Box<dyn Inline>>,
+    /// Of the channel's home on this thread's list, so that completions there need not count references.
+    lane: u32,
     restart_at: Instant,
     reactor: ReactorId,
     panics: Arc<AtomicU64>,
@@ -168,6 +171,7 @@ impl Port for InlinePort {
             }
         }
         let Some(inline) = &mut self.inline else { return Err(body) };
+        body.lane = self.lane;
         if body.sampled {
             body.fixed.picked = now;
         }
@@ -188,5 +192,7 @@ impl Port for InlinePort {
 
     fn reset(&mut self, _: RequestId) {}
 
-    fn close(self: Box<Self>) {}
+    fn close(self: Box<Self>) {
+        take_home(self.lane);
+    }
 }
