@@ -28,6 +28,7 @@ def listen(t, port, transport, options=PATIENT):
 
 def test(t):
     t.guest.install(t.target.binary, "/opt/ringstone")
+    t.sh("no_soft_roce")
     # Without a device: named with the way to get one, and TCP works all the same.
     t.refused(f"{BENCH} --transport rsocket --address {ADDRESS}", "rdma link add rxe0 type rxe", 240)
     t.refused(f"{BENCH} --transport verbs --address {ADDRESS}", "rdma link add rxe0 type rxe", 240)

@@ -11,6 +11,7 @@ DISK_MIB = 64
 def test(t):
     inside = Inside(t)
     inside.start()
+    t.sh("no_soft_roce")
     # Without a device: named with the way to get one, and TCP works all the same.
     t.refused(inside.command("nvmf_create_transport", trtype="RDMA"), "rdma link add rxe0 type rxe", 240)
     inside.rpc("nvmf_create_transport", trtype="TCP")

@@ -28,6 +28,7 @@ def load(t, options):
 
 def test(t):
     t.guest.install(t.target.binary, RINGSTONE)
+    t.sh("no_soft_roce")
     # What is missing is named before anything is tried.
     t.refused(f"{RINGSTONE} identify {REMOTE} --subnqn {FIRST_VOLUME_NQN}", "rdma link add rxe0 type rxe", TIMEOUT_S)
     t.refused(f"{RINGSTONE} identify {REMOTE} --hdr-digest --subnqn {FIRST_VOLUME_NQN}", "no digests", TIMEOUT_S)

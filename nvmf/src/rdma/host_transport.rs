@@ -14,6 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use reactor::buffer::Region;
 use reactor::park::{Ready, Source};
 use reactor::rdma::{
     ConnectParams, Connecting, Done, EndpointId, ExposedId, Fabric, Hub, HubConfig, HubEvent, Link, LinkEvent, Message,
@@ -63,6 +64,7 @@ impl Connector for RdmaConnector {
             work: Vec::new(),
             events: Vec::new(),
             send_pieces: 1,
+            pool: None,
             watched: false,
             announced: true,
             looks: 0,
@@ -114,6 +116,8 @@ struct RdmaQpair {
     work: Vec<Done>,
     events: Vec<HubEvent>,
     send_pieces: u32,
+    /// Memory that the hub knows, so that it may be part of a message.
+    pool: Option<Region>,
     watched: bool,
     /// Something was announced, or nothing has to be: there may be work. False only while a completion is armed for.
     announced: bool,
@@ -171,6 +175,7 @@ impl RdmaQpair {
         let mut hub = link.hub(config)?;
         if let Some(pool) = pool {
             hub.register(pool, true)?;
+            self.pool = Some(pool.region());
         }
         self.heads = hub.messages(self.slots.into(), CAPSULE_BYTES)?;
         let responses = hub.messages(receives as usize, RESPONSE_BYTES)?;
@@ -349,14 +354,19 @@ impl RdmaQpair {
         }
     }
 
+    /// Whether this may be part of a message, and need not be exposed.
+    fn knows(&self, data: &mut Buffers) -> bool {
+        self.pool.is_some_and(|pool| data.buffers_mut().iter().all(|buffer| buffer.in_region(&pool)))
+    }
+
     fn post(&mut self, outgoing: Outgoing, head: Buffer) -> Result<(), String> {
-        let Outgoing { slot, sqe, carry, data } = outgoing;
+        let Outgoing { slot, sqe, carry, mut data } = outgoing;
         let mut head = head;
         let mut in_capsule = Buffers::new();
         let len = match carry {
             Carry::Nothing => capsule::write(sqe, &[], &mut head),
             // The device gathers a message from so many pieces, and not more.
-            Carry::InCapsule if data.segment_count() < self.send_pieces as usize => {
+            Carry::InCapsule if data.segment_count() < self.send_pieces as usize && self.knows(&mut data) => {
                 let len = capsule::write_with_data(sqe, data.len() as u32, &mut head);
                 in_capsule = data;
                 len
@@ -437,7 +447,8 @@ impl Qpair for RdmaQpair {
         if matches!(self.stage, Stage::Ended) {
             return Err("the queue pair has ended".into());
         }
-        let mut busy = self.set_up(None)?;
+        // What is not made yet is made by `prepare`, which is told of the memory.
+        let mut busy = false;
         if self.is_time_for_events() {
             busy |= self.take_events()?;
         }

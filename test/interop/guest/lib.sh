@@ -51,3 +51,8 @@ soft_roce() {
     done
     [ -e /sys/class/infiniband/rxe0 ] || rdma link add rxe0 type rxe netdev eth0
 }
+
+# no_soft_roce: as if soft_roce had never been asked for, by this test or one before.
+no_soft_roce() {
+    [ ! -e /sys/class/infiniband/rxe0 ] || rdma link delete rxe0
+}
