@@ -264,6 +264,9 @@ impl Appliance {
         ];
         let groups = Arc::new(PollGroups::new(reactors.clone()));
         let nvmf = NvmfSystem::new(Arc::clone(&bdevs), parts.controllers, transports, groups);
+        if parts.reactors.len() > 1 {
+            nvmf.start_balancing();
+        }
         let nbd = NbdSystem::new(Arc::clone(&bdevs));
         let initiator = InitiatorSystem::new(&bdevs);
         let (stop, _) = watch::channel(false);
@@ -278,6 +281,7 @@ impl Appliance {
             .add(&nbd, nbd::rpc::methods())
             .source(Arc::new(IobufConfig(Arc::clone(&bdevs))))
             .source(Arc::new(BdevConfig(Arc::clone(&bdevs))))
+            .source(nvmf::rpc::scheduler_config_source(&nvmf))
             .source(nvmf::rpc::config_source(&nvmf))
             .source(nbd::rpc::config_source(&nbd))
             .log(Arc::clone(log) as _)

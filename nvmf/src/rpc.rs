@@ -1,4 +1,4 @@
-//! The `nvmf_*` methods: SPDK's names, parameters, results and error codes over [`NvmfSystem`].
+//! The `nvmf_*` methods, and those of the scheduler, which moves queues of hosts: SPDK's names, parameters, results and error codes over [`NvmfSystem`].
 //!
 //! What SPDK has and this target has not is a declared parameter too: it is accepted where leaving it out means the same,
 //! and refused in words where it does not.
@@ -8,6 +8,7 @@ mod hosts;
 mod listeners;
 mod namespaces;
 mod reports;
+mod scheduler;
 mod settings;
 mod subsystems;
 mod transports;
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 use crate::target::system::NvmfSystem;
 use crate::target::view::{ListenAddress, TransportKind};
+pub use scheduler::scheduler_config_source;
 
 /// The one target that there is.
 const TARGET: &str = "nvmf_tgt";
@@ -63,6 +65,9 @@ const METHODS: &[Method<NvmfSystem>] = &[
     reports::GET_CONTROLLERS,
     reports::GET_QPAIRS,
     reports::GET_STATS,
+    scheduler::SET,
+    scheduler::GET,
+    scheduler::MOVE,
 ];
 
 const TGT_NAME: Param = Param::optional("tgt_name", Kind::Str, "Name of the target; nvmf_tgt is the only one");

@@ -18,12 +18,14 @@
 //! | [`shared`] | what the queues of one controller share across reactors |
 //! | [`system`] | the control plane, and its seam to poll groups |
 //! | [`transport`] | what a transport is to the target |
+//! | [`balance`] | moving queues between reactors by load |
 //! | [`admin`] | the admin commands of a controller |
 //! | [`connect`] | whether a queue may connect |
 //! | [`controller`] | the brain of a controller: properties, admin commands, events, keep alive |
 //! | [`discovery`] | the discovery log |
 
 pub mod admin;
+pub mod balance;
 pub mod connect;
 pub mod controller;
 pub mod discovery;

@@ -18,6 +18,7 @@
 //! | [`net`] | stream sockets: the seam and the implementation |
 //! | [`rdma`] | RDMA: the seam only |
 //! | [`file`] | asynchronous file I/O: the seam and its engines |
+//! | [`placement`] | which reactor a new connection goes to |
 //! | [`platform`] | the bundle of seams a reactor is built on |
 //! | [`reactor`] | the loop itself, pollers, statistics |
 
@@ -26,6 +27,7 @@ pub mod file;
 pub mod mailbox;
 pub mod net;
 pub mod park;
+pub mod placement;
 pub mod platform;
 pub mod rdma;
 pub mod reactor;

@@ -10,6 +10,7 @@
 //! first idle step. The simulator calls [`Reactor::step`] itself and asks [`Reactor::next_deadline`] how far it may
 //! advance the clock.
 
+mod load;
 mod threads;
 
 use std::any::{Any, TypeId};
@@ -31,6 +32,8 @@ use crate::park::{Parker, Ready, Source, Waker};
 use crate::platform::Platform;
 use crate::time::{Clock, Instant};
 
+pub use load::{FULL_LOAD, LOAD_WINDOW};
+use load::{Gauge, Load};
 pub use threads::{Begin, LoneReactor, ReactorThreads};
 
 /// Index of a reactor in its group, from zero.
@@ -176,6 +179,7 @@ pub struct ReactorHandle {
     id: ReactorId,
     core: Option<usize>,
     mailbox: Mailbox,
+    load: Load,
 }
 
 /// A reactor went away before it answered.
@@ -199,6 +203,12 @@ impl ReactorHandle {
     /// The core it is pinned to.
     pub fn core(&self) -> Option<usize> {
         self.core
+    }
+
+    /// How busy it was of late: the share of the last [`LOAD_WINDOW`] in which its steps found work, up to [`FULL_LOAD`]. Does not
+    /// wake it.
+    pub fn load(&self, now: Instant) -> u32 {
+        self.load.share(now)
     }
 
     /// Queues `message` to run on the reactor.
@@ -516,6 +526,7 @@ pub struct Reactor {
     /// What is ready was seen at the end of the sleep that this step follows.
     looked: bool,
     steps: u32,
+    gauge: Gauge,
 }
 
 impl Reactor {
@@ -556,12 +567,13 @@ impl Reactor {
             was_busy: false,
             looked: false,
             steps: 0,
+            gauge: Gauge::new(now),
         })
     }
 
     /// What reaches this reactor.
     pub fn handle(&self) -> ReactorHandle {
-        ReactorHandle { id: self.cx.id, core: self.core, mailbox: self.cx.mailbox.clone() }
+        ReactorHandle { id: self.cx.id, core: self.core, mailbox: self.cx.mailbox.clone(), load: self.gauge.reader() }
     }
 
     /// Tells this reactor of its group.
@@ -591,6 +603,7 @@ impl Reactor {
         let counter = if self.was_busy { &mut self.cx.counters.busy_ns } else { &mut self.cx.counters.idle_ns };
         *counter += passed;
         self.cx.now = now;
+        self.gauge.observe(now, self.cx.counters.busy_ns);
         if !std::mem::take(&mut self.looked) && !self.cx.watches.is_empty() {
             self.look(Some(Duration::ZERO));
         }

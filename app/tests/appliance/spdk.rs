@@ -14,6 +14,14 @@ use crate::common::{Scratch, Server, free_port};
 const MEANT: &[(&str, &str)] = &[
     ("spdk_get_version null: spdk_get_version.fields.commit: missing", "a release has a version, not a commit"),
     ("log_get_flags null: log_get_flags.", "each server's own parts"),
+    ("load_percent: SPDK has no such key", "what connections are placed by is worth knowing"),
+    ("qpairs_moved_in: SPDK has no such key", "queues move here"),
+    ("qpairs_moved_out: SPDK has no such key", "queues move here"),
+    (
+        "framework_get_scheduler null: framework_get_scheduler.load_limit",
+        "of the dynamic scheduler, which SPDK's was not",
+    ),
+    ("framework_get_scheduler null: framework_get_scheduler.core_", "of the dynamic scheduler, which SPDK's was not"),
     ("driver_specific.uring.direct: SPDK has no such key", "whether O_DIRECT is in use is worth knowing"),
     ("bdev_malloc_create {\"block_size\":512,\"num_blocks\":16384}: ", "SPDK had a Malloc1 that no sample made"),
     ("bdev_get_bdevs {\"name\":\"lvs0/vol0\"}: ", "made by methods that are not served"),

@@ -453,6 +453,11 @@ impl Qpair for RdmaQpair {
     fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
+
+    fn leave(self: Box<Self>, _: &mut Context, _: &mut BufferPool) -> Result<Box<dyn Incoming>, Box<dyn Qpair>> {
+        // It is bound to its hub's completion queue and receives, which are its reactor's.
+        Err(self)
+    }
 }
 
 impl Drop for RdmaQpair {

@@ -94,13 +94,15 @@ fn qpair(info: &QpairInfo) -> Value {
 async fn get_stats(system: Arc<NvmfSystem>, params: Params) -> Result<Value, RpcError> {
     check_target(&params)?;
     let groups = system.reactors().stats().await.map_err(stopping)?;
+    let loads = system.loads();
+    let load = |stats: &PollGroupStats| loads.get(stats.reactor.0 as usize).copied().unwrap_or(0);
     Ok(json!({
         "tick_rate": TICK_RATE,
-        "poll_groups": groups.iter().map(poll_group).collect::<Value>(),
+        "poll_groups": groups.iter().map(|stats| poll_group(stats, load(stats))).collect::<Value>(),
     }))
 }
 
-fn poll_group(stats: &PollGroupStats) -> Value {
+fn poll_group(stats: &PollGroupStats, load: u32) -> Value {
     let transport = |kind: &TransportKind| match kind {
         TransportKind::Tcp => json!({"trtype": kind.name()}),
         TransportKind::Rdma => json!({
@@ -118,6 +120,10 @@ fn poll_group(stats: &PollGroupStats) -> Value {
         "current_unassociated_qpairs": stats.current_unassociated_qpairs,
         "pending_bdev_io": stats.pending_bdev_io,
         "completed_nvme_io": stats.completed_nvme_io,
+        // Of the reactor's last half second, in percent: what connections are placed and moved by.
+        "load_percent": f64::from(load) / 10.0,
+        "qpairs_moved_in": stats.moved_in,
+        "qpairs_moved_out": stats.moved_out,
         "transports": stats.transports.iter().map(transport).collect::<Value>(),
     })
 }

@@ -12,6 +12,7 @@
 //! | [`connect`] | from a new connection to a queue of a controller |
 //! | [`commands`] | executing and completing commands |
 //! | [`apply`] | moving to a new view; draining what is gone |
+//! | [`moving`] | moving a queue to another reactor |
 //! | [`groups`] | the poll groups of all reactors, as the control plane reaches them |
 //!
 //! # Invariants
@@ -24,17 +25,20 @@ mod apply;
 mod commands;
 mod connect;
 pub mod groups;
+pub mod moving;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bdev::core::runtime::SharedRuntime;
 use bdev::core::{ChannelId, ClientId, Completion, IoRuntime};
 use reactor::park::Ready;
+use reactor::placement::Placement;
 use reactor::{Buffers, Context, Instant, Poller, PollerId, Progress, ReactorId, Schedule};
 use slab::Slab;
 
@@ -46,6 +50,7 @@ use super::view::{ListenAddress, ListenerView, NamespaceView, TargetView};
 use crate::spec::{IoCommand, Status};
 
 use apply::Applying;
+use moving::{Departure, Parcel};
 
 /// Connections that one reactor serves at once; more are turned away.
 pub const MAX_QPAIRS: usize = 4096;
@@ -53,6 +58,8 @@ pub const MAX_QPAIRS: usize = 4096;
 const ACCEPT_BATCH: usize = 32;
 /// Time for a new connection to be connected to a controller, and for a peer to deliver what is due.
 const PEER_PATIENCE: Duration = Duration::from_secs(30);
+/// Payload that takes about as long as everything else about a command; a command of this size counts as two units.
+const UNIT_BYTES: u64 = 8192;
 /// How often timers of connections are looked at.
 const TIMER_PERIOD: Duration = Duration::from_millis(500);
 
@@ -64,26 +71,28 @@ fn listener_key(index: usize) -> u64 {
     (index as u64) << 2 | KEY_LISTENER
 }
 
-/// Queue pairs on each reactor, for placing new ones.
+/// Queue pairs on each reactor, for placing new ones. The address that they come from stands for the host: nothing else is known
+/// of one when its connection is accepted.
 #[derive(Debug)]
-pub struct Loads(Vec<AtomicU32>);
+pub struct Loads(Placement<IpAddr>);
 
 impl Loads {
     /// No load on any of `reactors` reactors.
     pub fn new(reactors: usize) -> Loads {
-        Loads((0..reactors).map(|_| AtomicU32::new(0)).collect())
+        Loads(Placement::new(reactors, MAX_QPAIRS))
     }
 
-    /// The reactor with the fewest queue pairs, counting one more there.
-    fn place(&self) -> ReactorId {
-        let least = self.0.iter().enumerate().min_by_key(|(_, load)| load.load(Ordering::Relaxed));
-        let index = least.map_or(0, |(index, _)| index);
-        self.0[index].fetch_add(1, Ordering::Relaxed);
-        ReactorId(index as u32)
+    /// The reactor for a connection from `owner`, counting one more there.
+    fn place(&self, cx: &Context, owner: IpAddr) -> ReactorId {
+        self.0.place(cx.now(), |id| cx.group()[id.0 as usize].load(cx.now()), owner)
     }
 
-    fn release(&self, reactor: ReactorId) {
-        self.0[reactor.0 as usize].fetch_sub(1, Ordering::Relaxed);
+    fn reserve(&self, now: Instant, reactor: ReactorId, owner: IpAddr) -> bool {
+        self.0.reserve(now, reactor, owner)
+    }
+
+    fn release(&self, reactor: ReactorId, owner: IpAddr) {
+        self.0.release(reactor, &owner);
     }
 }
 
@@ -115,6 +124,8 @@ struct IoQueue {
     fused: Option<HeldFused>,
     /// What it did in this poll, to be added to the controller's counters at its end.
     tally: Tally,
+    /// Work that it has been, for telling which queues load a reactor; see [`UNIT_BYTES`].
+    units: u64,
 }
 
 #[derive(Default)]
@@ -233,6 +244,10 @@ pub struct PollGroup {
     subsystem_by_nqn: HashMap<String, usize>,
     namespaces: Slab<LocalNamespace>,
     applying: Vec<Applying>,
+    /// Queues that are to go to other reactors. Each has its place reserved there.
+    departures: Vec<Departure>,
+    /// Queues from other reactors that wait for the view which they have left.
+    arrivals: Vec<Parcel>,
     events: Vec<Event>,
     completions: Vec<Completion>,
     /// Queue pairs that ended and wait to be closed, with the reason.
@@ -251,6 +266,8 @@ struct Counts {
     admin_qpairs: u32,
     io_qpairs: u32,
     completed: u64,
+    moved_in: u64,
+    moved_out: u64,
 }
 
 /// The poll group as others on the reactor hold it.
@@ -285,6 +302,8 @@ impl PollGroup {
             subsystem_by_nqn: HashMap::new(),
             namespaces: Slab::new(),
             applying: Vec::new(),
+            departures: Vec::new(),
+            arrivals: Vec::new(),
             events: Vec::new(),
             completions: Vec::new(),
             ended: Vec::new(),
@@ -333,6 +352,9 @@ impl PollGroup {
         }
         busy |= !self.ended.is_empty();
         self.close_ended(cx);
+        if !self.departures.is_empty() {
+            self.leave_when_quiet(cx);
+        }
         self.finish_disabling(cx.now());
         self.finish_applying();
         Progress::from_busy(busy)
@@ -543,6 +565,8 @@ impl PollGroup {
             current_unassociated_qpairs: count(|role| matches!(role, Role::New)),
             pending_bdev_io: self.pending_io,
             completed_nvme_io: self.stats.completed,
+            moved_in: self.stats.moved_in,
+            moved_out: self.stats.moved_out,
             transports: self.view.transports.keys().copied().collect(),
             groups: self.groups.iter().map(|group| group.stats()).collect(),
         }
@@ -561,6 +585,7 @@ fn add_tally(qp: &mut Qp) {
     if tally.reads + tally.writes + tally.others > 0 && !io.shared.traffic.load(Ordering::Relaxed) {
         io.shared.traffic.store(true, Ordering::Relaxed);
     }
+    io.units += tally.reads + tally.writes + tally.others + (tally.bytes_read + tally.bytes_written) / UNIT_BYTES;
     add(&counters.bytes_read, tally.bytes_read);
     add(&counters.bytes_written, tally.bytes_written);
     add(&counters.read_commands, tally.reads);

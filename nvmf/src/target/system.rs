@@ -34,11 +34,13 @@ use bdev::core::{BdevSystem, Descriptor};
 use futures_channel::oneshot;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, select};
-use reactor::ReactorId;
 use reactor::reactor::Gone;
+use reactor::{Instant, ReactorId};
 use schema::{ConfigEntry, ConfigSource};
 
+use super::balance;
 use super::model::{Incarnation, Model, NewSubsystem, Settings};
+use super::poll_group::moving::MoveError;
 use super::shared::ControllerTable;
 use super::transport::{Acceptor, GroupStats, Transport, Transports};
 use super::view::{AnaState, ListenAddress, Referral, TargetView, TransportKind, TransportOptions};
@@ -87,6 +89,26 @@ pub trait Reactors: Send + Sync {
     fn qpairs(&self) -> BoxFuture<'static, Result<Vec<QpairInfo>, Stopping>>;
     /// What each poll group has done, by reactor.
     fn stats(&self) -> BoxFuture<'static, Result<Vec<PollGroupStats>, Stopping>>;
+    /// How busy each reactor was of late, in permille. Wakes none.
+    fn loads(&self, now: Instant) -> Vec<u32>;
+    /// Moves an I/O queue that is on the reactor `from`. Resolves when it is received from again.
+    fn move_qpair(
+        &self,
+        name: QueueName,
+        from: ReactorId,
+        to: ReactorId,
+    ) -> BoxFuture<'static, Result<Result<(), MoveError>, Stopping>>;
+}
+
+/// Names one queue of one controller.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueueName {
+    /// NQN of the subsystem.
+    pub subnqn: String,
+    /// The controller.
+    pub cntlid: u16,
+    /// The queue identifier.
+    pub qid: u16,
 }
 
 /// State of a queue pair, as RPCs show it.
@@ -132,6 +154,17 @@ pub struct QpairInfo {
     pub listen: ListenAddress,
     /// Where the host came from.
     pub peer: SocketAddr,
+    /// It can be moved to another reactor.
+    pub is_movable: bool,
+    /// Work that it has been since it was connected, in units that can be compared between queues.
+    pub units: u64,
+}
+
+impl QpairInfo {
+    /// Its name.
+    pub fn name(&self) -> QueueName {
+        QueueName { subnqn: self.subnqn.clone(), cntlid: self.cntlid, qid: self.qid }
+    }
 }
 
 /// What one reactor's poll group has done, for `nvmf_get_stats`.
@@ -153,6 +186,10 @@ pub struct PollGroupStats {
     pub pending_bdev_io: u64,
     /// Commands that were completed.
     pub completed_nvme_io: u64,
+    /// I/O queues that have come from other reactors.
+    pub moved_in: u64,
+    /// I/O queues that have gone to other reactors.
+    pub moved_out: u64,
     /// The transports it polls.
     pub transports: Vec<TransportKind>,
     /// What queue pairs of transports share there: of RDMA only.
@@ -185,6 +222,8 @@ pub struct NvmfSystem {
     reactors: Arc<dyn Reactors>,
     /// Addresses that reactors listen on; locked while one is opened or closed.
     open: futures_util::lock::Mutex<BTreeSet<ListenAddress>>,
+    /// Whether and when queues are moved between reactors.
+    scheduler: Mutex<balance::Options>,
 }
 
 impl fmt::Debug for NvmfSystem {
@@ -216,7 +255,8 @@ impl NvmfSystem {
             stopped: false,
         };
         let open = futures_util::lock::Mutex::default();
-        Arc::new(NvmfSystem { state: Mutex::new(state), bdevs, controllers, transports, reactors, open })
+        let scheduler = Mutex::default();
+        Arc::new(NvmfSystem { state: Mutex::new(state), bdevs, controllers, transports, reactors, open, scheduler })
     }
 
     /// The target as reactors were last told to see it.
@@ -237,6 +277,31 @@ impl NvmfSystem {
     /// The poll groups.
     pub fn reactors(&self) -> &Arc<dyn Reactors> {
         &self.reactors
+    }
+
+    /// How busy each reactor was of late, in permille.
+    pub fn loads(&self) -> Vec<u32> {
+        self.reactors.loads(self.bdevs.platform().clock().now())
+    }
+
+    /// Whether and when queues are moved between reactors.
+    pub fn scheduler(&self) -> balance::Options {
+        self.scheduler.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes that, from the next look on.
+    pub fn set_scheduler(&self, options: balance::Options) {
+        *self.scheduler.lock().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+
+    /// Begins to look after the reactors' loads, and to move queues as [`scheduler`](Self::scheduler) says. Ends with this, or when
+    /// the reactors stop.
+    pub fn start_balancing(self: &Arc<Self>) {
+        self.executor().spawn(Box::pin(balance::run(Arc::downgrade(self))));
+    }
+
+    pub(super) fn pause_between_looks(&self) -> BoxFuture<'static, ()> {
+        self.executor().sleep(self.scheduler().period())
     }
 
     /// The transport of a kind.

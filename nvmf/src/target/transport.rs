@@ -94,9 +94,39 @@ pub trait Qpair {
     fn peer_addr(&self) -> SocketAddr;
     /// Where the host came in.
     fn local_addr(&self) -> SocketAddr;
+    /// Whether it can go to another reactor: false where it is bound to what its reactor has of a device.
+    fn is_movable(&self) -> bool {
+        false
+    }
+    /// Whether it could [`leave`](Qpair::leave) now: nothing waits to be sent, and it is not about to end. What has been received
+    /// and not been taken goes along.
+    fn may_leave(&self) -> bool {
+        false
+    }
+    /// Takes it off its reactor. No readiness is reported any more, and no memory of `pool` goes along: what it holds is copied.
+    ///
+    /// # Errors
+    /// The queue pair as it was, when it cannot move.
+    fn leave(self: Box<Self>, cx: &mut Context, pool: &mut BufferPool) -> Result<Box<dyn Incoming>, Box<dyn Qpair>>;
 }
 
-/// A connection on its way from the reactor that accepted it to the one that will own it.
+/// The same bytes in memory of their own, for what leaves the reactor of `pool`.
+pub fn off_pool(data: Buffers, pool: &mut BufferPool) -> Buffers {
+    if data.is_empty() {
+        pool.put(data);
+        return Buffers::new();
+    }
+    let mut copy = Buffers::heap(data.len());
+    let mut at = 0;
+    for segment in data.segments() {
+        copy.write_at(at, segment);
+        at += segment.len();
+    }
+    pool.put(data);
+    copy
+}
+
+/// A connection on its way from the reactor that accepted it, or that it leaves, to the one that will own it.
 pub trait Incoming: Send {
     /// Makes the queue pair, on its reactor.
     ///

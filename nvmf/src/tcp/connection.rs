@@ -611,6 +611,21 @@ impl Connection {
         }
     }
 
+    /// Gives the memory of every command that has some and was not delivered to `other`, which returns other memory with the same
+    /// bytes: for a connection that changes its reactor, in the middle of a PDU perhaps. Payloads that wait to be sent are not
+    /// replaced.
+    ///
+    /// # Panics
+    /// If what comes back is not as long, or output waits.
+    pub fn replace_memory(&mut self, other: &mut dyn FnMut(Buffers) -> Buffers) {
+        assert!(self.tx.is_empty(), "a connection moves when everything is sent");
+        for slot in self.slots.iter_mut().filter(|slot| !slot.data.is_empty()) {
+            let len = slot.data.len();
+            slot.data = other(std::mem::take(&mut slot.data));
+            assert_eq!(slot.data.len(), len, "the same bytes");
+        }
+    }
+
     /// Data digests of the host that did not match.
     pub fn data_digest_errors(&self) -> u64 {
         self.data_digest_errors

@@ -18,7 +18,7 @@ use reactor::{BufferPool, Buffers, Context, PollerId};
 
 use super::connection::{self, ADMIN_IN_CAPSULE_BYTES, AbortOutcome as Found, Connection, Fault, Need, PeerDue};
 use crate::spec::Cqe;
-use crate::target::transport::{AbortOutcome, Acceptor, Event, Incoming, Life, Place, Qpair, Transport};
+use crate::target::transport::{AbortOutcome, Acceptor, Event, Incoming, Life, Place, Qpair, Transport, off_pool};
 use crate::target::view::{ListenAddress, TransportKind, TransportOptions};
 
 /// Bytes that one receive takes at most, besides data that lands in its place.
@@ -137,6 +137,20 @@ impl Incoming for TcpIncoming {
 
     fn peer_addr(&self) -> SocketAddr {
         of_tcp(&self.stream.peer_addr())
+    }
+}
+
+/// A queue pair between two reactors: watched by none, without memory of either's.
+struct TcpMoving(TcpQpair);
+
+impl Incoming for TcpMoving {
+    fn into_qpair(self: Box<Self>, _: &mut Place<'_>) -> io::Result<Box<dyn Qpair>> {
+        // What was announced to the other reactor, or to nobody since, has to be looked for.
+        Ok(Box::new(TcpQpair { readable: true, writable: true, ..self.0 }))
+    }
+
+    fn peer_addr(&self) -> SocketAddr {
+        self.0.peer_addr()
     }
 }
 
@@ -354,5 +368,28 @@ impl Qpair for TcpQpair {
 
     fn local_addr(&self) -> SocketAddr {
         of_tcp(&self.stream.local_addr())
+    }
+
+    fn is_movable(&self) -> bool {
+        true
+    }
+
+    fn may_leave(&self) -> bool {
+        self.fault.is_none() && !self.connection.wants_output()
+    }
+
+    fn leave(
+        mut self: Box<Self>,
+        cx: &mut Context,
+        pool: &mut BufferPool,
+    ) -> Result<Box<dyn Incoming>, Box<dyn Qpair>> {
+        if !self.may_leave() {
+            return Err(self);
+        }
+        if let Some(watch) = self.watch.take() {
+            cx.unwatch(watch);
+        }
+        self.connection.replace_memory(&mut |data| off_pool(data, pool));
+        Ok(Box::new(TcpMoving(*self)))
     }
 }

@@ -1,16 +1,19 @@
 //! The whole target on simulated reactors, network and disks, with hosts that check what they are told.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bdev::core::BdevSystem;
 use bdev::modules::malloc;
+use futures_util::future::join_all;
 use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
 use nvmf::target::system::NvmfSystem;
 use nvmf::target::view::{ListenAddress, TransportKind, TransportOptions};
+use reactor::ReactorId;
 use ringstone_sim::host::{Allowed, Host, HostConfig, Namespaces, SharedNamespaces, host_nqn};
 use ringstone_sim::seeds;
 use ringstone_sim::target::{NQN, Target, address, listen_address};
@@ -79,14 +82,21 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(
+    fn new(sim: &Arc<Sim>, kind: TransportKind, rng: Rng, volumes: Vec<Volume>, models: Option<Vec<Model>>) -> Stage {
+        Stage::with_reactors(sim, kind, rng, volumes, models, 1)
+    }
+
+    /// With so many reactors at least.
+    fn with_reactors(
         sim: &Arc<Sim>,
         kind: TransportKind,
         mut rng: Rng,
         volumes: Vec<Volume>,
         models: Option<Vec<Model>>,
+        reactors: usize,
     ) -> Stage {
-        let config = WorldConfig::drawn(&mut rng, |rng| 2 + rng.below(2) as usize);
+        let mut config = WorldConfig::drawn(&mut rng, |rng| 2 + rng.below(2) as usize);
+        config.reactors = config.reactors.max(reactors);
         let mut world = World::new(sim, config, rng.next_u64());
         for volume in &volumes {
             if volume.file && models.is_none() {
@@ -138,10 +148,14 @@ impl Stage {
     }
 
     fn wait_for_hosts(&mut self) {
-        let hosts = self.hosts.clone();
-        self.world.run_until("the hosts to end", |_| hosts.iter().all(|host| host.borrow().is_done()));
+        self.hosts_end();
         let succeeded = self.shared.borrow().succeeded;
         assert!(succeeded > 0, "nothing succeeded");
+    }
+
+    fn hosts_end(&mut self) {
+        let hosts = self.hosts.clone();
+        self.world.run_until("the hosts to end", |_| hosts.iter().all(|host| host.borrow().is_done()));
     }
 
     /// Everything goes, and nothing may be left.
@@ -441,6 +455,111 @@ fn target_shutdown_under_load_rdma() {
 #[test]
 fn target_shutdown_under_load() {
     seeds::each("target_shutdown_under_load", 15, regressions::SHUTDOWN, over_tcp(shutdown));
+}
+
+/// Queues that moved, and attempts of which nothing came, over all seeds of a process.
+static MOVED: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+
+/// Moves queues from reactor to reactor, any at any moment, several at once.
+async fn move_about(nvmf: Arc<NvmfSystem>, bdevs: Arc<BdevSystem>, mut rng: Rng, reactors: u64, stop: Rc<Cell<bool>>) {
+    let longest = 1 + rng.below(3_000_000);
+    for round in 0.. {
+        // Hosts whose connections fell silent wait for minutes: then it is enough to move now and then.
+        let slower = if round < 400 { 1 } else { 1000 };
+        bdevs.executor().sleep(Duration::from_nanos(rng.below(longest) * slower)).await;
+        if stop.get() {
+            return;
+        }
+        let queues: Vec<_> = nvmf.reactors().qpairs().await.expect("the reactors run");
+        let moves = (0..1 + rng.below(4)).filter_map(|_| {
+            let queue = queues.get(rng.below(queues.len().max(1) as u64) as usize)?;
+            // Sometimes where it is, or where there is none.
+            let beyond = u64::from(rng.one_in(20));
+            let to = ReactorId(rng.below(reactors + beyond) as u32);
+            let from = if rng.one_in(20) { ReactorId(rng.below(reactors) as u32) } else { queue.reactor };
+            Some((queue.qid, nvmf.reactors().move_qpair(queue.name(), from, to)))
+        });
+        let (qids, moves): (Vec<u16>, Vec<_>) = moves.unzip();
+        for (qid, moved) in qids.into_iter().zip(join_all(moves).await) {
+            let moved = moved.expect("the reactors run");
+            assert!(qid > 0 || moved.is_err(), "an admin queue moved");
+            MOVED[usize::from(moved.is_err())].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Connections move between reactors all the time, while what else happens, happens.
+fn moves(what: fn(&mut Stage), disconnects: bool, seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let volumes = volumes(&mut rng);
+    let mut stage = Stage::with_reactors(&sim, TransportKind::Tcp, rng, volumes, None, 2);
+    stage.shared.borrow_mut().allowed.disconnects = disconnects;
+    let vanishes = if disconnects { stage.rng.below(4) as u32 } else { 0 };
+    stage.add_hosts(120, vanishes);
+    let (nvmf, bdevs) = (Arc::clone(&stage.target.nvmf), Arc::clone(stage.world.system()));
+    let (stop, rng) = (Rc::new(Cell::new(false)), Rng::new(stage.rng.next_u64()));
+    let reactors = stage.world.reactor_count() as u64;
+    let moving = stage.world.spawn(move_about(nvmf, bdevs, rng, reactors, Rc::clone(&stop)));
+    what(&mut stage);
+    stage.hosts_end();
+    stop.set(true);
+    stage.world.run_until("the moves to end", |_| moving.take().is_some());
+    stage.close();
+}
+
+#[test]
+fn target_moves_connections() {
+    seeds::each("target_moves_connections", 40, &[], |seed| moves(|_| (), false, seed));
+    let [moved, failed] = [0, 1].map(|n| MOVED[n].load(Ordering::Relaxed));
+    // Those that did not were admin queues, were gone or moving already, or were looked for where they were not.
+    assert!(moved > failed / 4, "{moved} queues moved, {failed} did not");
+}
+
+#[test]
+fn target_moves_connections_that_break() {
+    let breaks = |stage: &mut Stage| {
+        let sim = Arc::clone(stage.world.sim());
+        let resets = stage.rng.one_in(2);
+        sim.net(|rules| rules.reset_one_in = if resets { 400 } else { 0 });
+        for _ in 0..stage.rng.below(6) {
+            let wait = Duration::from_nanos(stage.rng.below(10_000_000));
+            stage.world.run_for(wait);
+            if stage.rng.one_in(3) {
+                sim.silence_some();
+            } else {
+                sim.break_connections(1 + stage.rng.below(3) as usize);
+            }
+        }
+        sim.net(|rules| rules.reset_one_in = 0);
+    };
+    seeds::each("target_moves_connections_that_break", 30, &[], |seed| moves(breaks, true, seed));
+}
+
+#[test]
+fn target_moves_connections_while_it_changes() {
+    let changes = |stage: &mut Stage| {
+        stage.shared.borrow_mut().fleeting = vec![FLEETING];
+        let (nvmf, bdevs) = (Arc::clone(&stage.target.nvmf), Arc::clone(stage.world.system()));
+        let rng = Rng::new(stage.rng.next_u64());
+        let changing = churn(TransportKind::Tcp, nvmf, bdevs, rng, Rc::clone(&stage.shared));
+        let changing = stage.world.spawn(changing);
+        stage.world.run_until("the changes to end", |_| changing.take().is_some());
+    };
+    seeds::each("target_moves_connections_while_it_changes", 30, &[], |seed| moves(changes, false, seed));
+}
+
+#[test]
+fn target_moves_connections_while_it_shuts_down() {
+    let ends = |stage: &mut Stage| {
+        stage.shared.borrow_mut().allowed = Allowed { disconnects: true, refusals: true, ..Allowed::default() };
+        let wait = Duration::from_nanos(stage.rng.below(30_000_000));
+        stage.world.run_for(wait);
+        let system = Arc::clone(&stage.target.nvmf);
+        stage.world.block_on("the target to shut down", async move { system.shut_down().await });
+        stage.shared.borrow_mut().stop = true;
+    };
+    seeds::each("target_moves_connections_while_it_shuts_down", 20, &[], |seed| moves(ends, false, seed));
 }
 
 /// The machine's RDMA device goes away with all connections, again and again, and comes back.

@@ -7,7 +7,8 @@ use reactor::Context;
 use reactor::reactor::Reply;
 
 use super::{LocalNamespace, PollGroup, Role};
-use crate::target::view::{SubsystemView, TargetView};
+use crate::target::shared::ControllerShared;
+use crate::target::view::{ListenAddress, SubsystemView, TargetView};
 
 /// A change that was asked for and waits until nothing of the old view is in use.
 pub(super) struct Applying {
@@ -42,6 +43,7 @@ impl PollGroup {
         self.applying.push(Applying { namespaces, qpairs, reply: Some(reply) });
         self.close_ended(cx);
         self.finish_applying();
+        self.admit_waiting(cx);
     }
 
     /// Brings the namespaces of the subsystems in use here up to the view. Returns those that it takes away, by key and
@@ -125,18 +127,9 @@ impl PollGroup {
                 Role::Admin(admin) => &admin.shared,
                 Role::Io(io) => &io.shared,
             };
-            if shared.incarnation == 0 {
-                // Discovery is open to all, on every listener.
-                continue;
+            if let Some(why) = refused_by(&self.view, shared, &qp.listener) {
+                self.ended.push((index, why.into()));
             }
-            let subsystem = self.view.subsystems.get(&shared.subnqn);
-            let why = match subsystem.filter(|view| view.incarnation == shared.incarnation) {
-                None => "the subsystem was deleted",
-                Some(view) if !view.allows(&shared.hostnqn) => "the host is no longer allowed",
-                Some(view) if view.listener(&qp.listener).is_none() => "the listener was removed from the subsystem",
-                Some(_) => continue,
-            };
-            self.ended.push((index, why.into()));
         }
     }
 
@@ -161,5 +154,24 @@ impl PollGroup {
             }
         }
         self.applying.retain(|change| change.reply.is_some());
+    }
+}
+
+/// Why a view no longer allows the queues of a controller that came in at `listener`, if it does not.
+pub(super) fn refused_by(
+    view: &TargetView,
+    shared: &ControllerShared,
+    listener: &ListenAddress,
+) -> Option<&'static str> {
+    if shared.incarnation == 0 {
+        // Discovery is open to all, on every listener.
+        return None;
+    }
+    let subsystem = view.subsystems.get(&shared.subnqn);
+    match subsystem.filter(|view| view.incarnation == shared.incarnation) {
+        None => Some("the subsystem was deleted"),
+        Some(view) if !view.allows(&shared.hostnqn) => Some("the host is no longer allowed"),
+        Some(view) if view.listener(listener).is_none() => Some("the listener was removed from the subsystem"),
+        Some(_) => None,
     }
 }

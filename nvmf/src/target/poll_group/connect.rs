@@ -21,7 +21,8 @@ use crate::target::view::{DISCOVERY_NQN, ListenAddress, SubsystemView, Transport
 impl PollGroup {
     /// Finds a reactor for a new connection and brings it there.
     pub(super) fn place(&mut self, cx: &mut Context, address: ListenAddress, incoming: Box<dyn Incoming>) {
-        let reactor = self.loads.place();
+        let owner = incoming.peer_addr().ip();
+        let reactor = self.loads.place(cx, owner);
         if reactor == self.reactor {
             return self.adopt(cx, address, incoming);
         }
@@ -31,7 +32,7 @@ impl PollGroup {
             group.borrow_mut().adopt(cx, address, incoming);
         });
         if cx.group()[reactor.0 as usize].send(message).is_err() {
-            self.loads.release(reactor);
+            self.loads.release(reactor, owner);
             tracing::warn!(%peer, reactor = reactor.0, "a connection was turned away: its reactor does not keep up");
         }
     }
@@ -40,7 +41,7 @@ impl PollGroup {
     fn adopt(&mut self, cx: &mut Context, listener: ListenAddress, incoming: Box<dyn Incoming>) {
         let peer = incoming.peer_addr();
         if self.qpairs.len() >= MAX_QPAIRS {
-            self.loads.release(self.reactor);
+            self.loads.release(self.reactor, peer.ip());
             incoming.turn_away();
             tracing::warn!(%peer, limit = MAX_QPAIRS, "a connection was turned away: the reactor has all that it may have");
             return;
@@ -56,13 +57,13 @@ impl PollGroup {
         let mut qpair = match made {
             Ok(qpair) => qpair,
             Err(error) => {
-                self.loads.release(self.reactor);
+                self.loads.release(self.reactor, peer.ip());
                 tracing::warn!(%peer, %error, "a connection was turned away");
                 return;
             }
         };
         if let Err(error) = qpair.watch(cx, self.poller, qpair_key(index)) {
-            self.loads.release(self.reactor);
+            self.loads.release(self.reactor, peer.ip());
             tracing::warn!(%peer, %error, "a connection was turned away: it cannot be watched");
             return;
         }
@@ -237,13 +238,14 @@ impl PollGroup {
             subsystem,
             fused: None,
             tally: Tally::default(),
+            units: 0,
         });
         self.stats.io_qpairs += 1;
         Ok(cntlid)
     }
 
     /// This reactor's entry for a subsystem, with one more queue on it.
-    fn use_subsystem(&mut self, view: &Arc<SubsystemView>) -> usize {
+    pub(super) fn use_subsystem(&mut self, view: &Arc<SubsystemView>) -> usize {
         let key = match self.subsystem_by_nqn.get(&view.nqn) {
             Some(&key) => key,
             None => {
@@ -319,7 +321,7 @@ impl PollGroup {
         let qp = &mut self.qpairs[index];
         qp.closed = true;
         qp.qpair.close(cx, runtime.pool());
-        self.loads.release(self.reactor);
+        self.loads.release(self.reactor, qp.qpair.peer_addr().ip());
         if let Role::Io(io) = &mut qp.role {
             if let Some(held) = io.fused.take() {
                 runtime.pool().put(held.data);
@@ -370,7 +372,7 @@ impl PollGroup {
         Self::unlist(&self.table, &mut qp);
     }
 
-    fn leave_subsystem(&mut self, runtime: &mut IoRuntime, key: usize) {
+    pub(super) fn leave_subsystem(&mut self, runtime: &mut IoRuntime, key: usize) {
         let subsystem = &mut self.subsystems[key];
         subsystem.queues -= 1;
         if subsystem.queues > 0 {
@@ -387,7 +389,7 @@ impl PollGroup {
 }
 
 /// Takes a dead controller out of the table when its last I/O queue has closed.
-fn forget_controller_if_done(table: &ControllerTable, shared: &ControllerShared) {
+pub(super) fn forget_controller_if_done(table: &ControllerTable, shared: &ControllerShared) {
     let done = shared.dead.load(Ordering::Acquire) && shared.io_queues().is_empty();
     if done {
         table.remove(shared);

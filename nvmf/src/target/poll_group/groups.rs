@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, join_all};
-use reactor::{Context, ReactorHandle};
+use reactor::{Context, Instant, ReactorHandle, ReactorId};
 
+use super::moving::MoveError;
 use super::{PollGroup, Role, listener_key};
-use crate::target::system::{PollGroupStats, QpairInfo, QpairState, Reactors, Stopping};
+use crate::target::system::{PollGroupStats, QpairInfo, QpairState, QueueName, Reactors, Stopping};
 use crate::target::transport::Acceptor;
 use crate::target::view::{ListenAddress, TargetView};
 
@@ -71,6 +72,26 @@ impl Reactors for PollGroups {
     fn stats(&self) -> BoxFuture<'static, Result<Vec<PollGroupStats>, Stopping>> {
         self.on_all(|cx| PollGroup::of(cx).borrow().stats())
     }
+
+    fn loads(&self, now: Instant) -> Vec<u32> {
+        self.reactors.iter().map(|reactor| reactor.load(now)).collect()
+    }
+
+    fn move_qpair(
+        &self,
+        name: QueueName,
+        from: ReactorId,
+        to: ReactorId,
+    ) -> BoxFuture<'static, Result<Result<(), MoveError>, Stopping>> {
+        let known = |id: ReactorId| self.reactors.get(id.0 as usize);
+        let (Some(from), Some(_)) = (known(from), known(to)) else {
+            return Box::pin(std::future::ready(Ok(Err(MoveError::NoReactor))));
+        };
+        let moved = from.call_deferred(move |cx, reply| {
+            PollGroup::of(cx).borrow_mut().move_qpair(cx, &name, to, reply);
+        });
+        Box::pin(async move { Ok(moved.await?) })
+    }
 }
 
 impl PollGroup {
@@ -93,10 +114,10 @@ impl PollGroup {
 
     fn qpair_infos(&self) -> Vec<QpairInfo> {
         let info = |(_, qp): (usize, &super::Qp)| {
-            let (shared, qid) = match &qp.role {
+            let (shared, qid, units) = match &qp.role {
                 Role::New => return None,
-                Role::Admin(admin) => (&admin.shared, 0),
-                Role::Io(io) => (&io.shared, io.qid),
+                Role::Admin(admin) => (&admin.shared, 0, 0),
+                Role::Io(io) => (&io.shared, io.qid, io.units),
             };
             Some(QpairInfo {
                 cntlid: shared.cntlid,
@@ -108,6 +129,8 @@ impl PollGroup {
                 hostid: shared.hostid,
                 listen: qp.listener.clone(),
                 peer: qp.qpair.peer_addr(),
+                is_movable: qid > 0 && !qp.closed && qp.qpair.is_movable(),
+                units,
             })
         };
         self.qpairs.iter().filter_map(info).collect()

@@ -17,12 +17,12 @@ use bdev::core::{Bdev, BdevInfo, BdevSystem, ChannelCx, Geometry, IoChannel, New
 use futures_channel::oneshot;
 use futures_util::future::BoxFuture;
 use reactor::platform::OsPlatform;
-use reactor::{Context, PollerId, ReactorId};
+use reactor::{Context, Instant, PollerId, ReactorId};
 use schema::{ConfigEntry, RpcError};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{NvmfSystem, PollGroupStats, QpairInfo, Reactors, Stopping};
+use super::{MoveError, NvmfSystem, PollGroupStats, QpairInfo, QueueName, Reactors, Stopping};
 use crate::target::shared::ControllerTable;
 use crate::target::transport::{Acceptor, Incoming, Transport};
 use crate::target::view::{ListenAddress, NamespaceView, TargetView, TransportKind, TransportOptions};
@@ -202,6 +202,29 @@ impl Reactors for FakeReactors {
         Box::pin(async move { Ok(qpairs) })
     }
 
+    fn loads(&self, _: Instant) -> Vec<u32> {
+        vec![250, 0]
+    }
+
+    fn move_qpair(
+        &self,
+        name: QueueName,
+        from: ReactorId,
+        to: ReactorId,
+    ) -> BoxFuture<'static, Result<Result<(), MoveError>, Stopping>> {
+        let mut state = lock(&self.state);
+        let found = state.qpairs.iter_mut().find(|qpair| qpair.name() == name && qpair.reactor == from);
+        let moved = match found {
+            None => Err(MoveError::NoQueue),
+            Some(_) if to.0 > 1 => Err(MoveError::NoReactor),
+            Some(qpair) => {
+                qpair.reactor = to;
+                Ok(())
+            }
+        };
+        Box::pin(async move { Ok(moved) })
+    }
+
     fn stats(&self) -> BoxFuture<'static, Result<Vec<PollGroupStats>, Stopping>> {
         let stats = |id| PollGroupStats {
             reactor: ReactorId(id),
@@ -212,6 +235,8 @@ impl Reactors for FakeReactors {
             current_unassociated_qpairs: 5,
             pending_bdev_io: 6,
             completed_nvme_io: 7,
+            moved_in: 8,
+            moved_out: 9,
             transports: vec![TransportKind::Tcp],
             groups: Vec::new(),
         };
