@@ -24,12 +24,14 @@ use futures_util::future::BoxFuture;
 use initiator::InitiatorSystem;
 use nbd::group::NbdGroup;
 use nbd::system::NbdSystem;
+use nvmf::rdma::host_transport::RdmaHost;
 use nvmf::rdma::transport::RdmaTransport;
 use nvmf::target::poll_group::groups::PollGroups;
 use nvmf::target::poll_group::{Loads, PollGroup};
 use nvmf::target::shared::ControllerTable;
 use nvmf::target::system::NvmfSystem;
 use nvmf::target::transport::Transports;
+use nvmf::tcp::host_transport::TcpHost;
 use nvmf::tcp::transport::TcpTransport;
 use reactor::file::EngineChoice;
 use reactor::platform::OsPlatform;
@@ -258,9 +260,10 @@ impl Appliance {
         let executor = Arc::new(TokioExecutor::current());
         let reactors = parts.reactors.to_vec();
         let bdevs = BdevSystem::new(reactors.clone(), Arc::clone(parts.platform), executor);
+        let (network, fabric) = (parts.platform.network(), Arc::new(VerbsFabric::new()));
         let transports: Transports = vec![
-            Arc::new(TcpTransport::new(parts.platform.network())),
-            Arc::new(RdmaTransport::new(Arc::new(VerbsFabric::new()))),
+            Arc::new(TcpTransport::new(Arc::clone(&network))),
+            Arc::new(RdmaTransport::new(Arc::clone(&fabric) as _)),
         ];
         let groups = Arc::new(PollGroups::new(reactors.clone()));
         let nvmf = NvmfSystem::new(Arc::clone(&bdevs), parts.controllers, transports, groups);
@@ -268,7 +271,8 @@ impl Appliance {
             nvmf.start_balancing();
         }
         let nbd = NbdSystem::new(Arc::clone(&bdevs));
-        let initiator = InitiatorSystem::new(&bdevs);
+        let initiator =
+            InitiatorSystem::new(&bdevs, vec![Arc::new(TcpHost { network }), Arc::new(RdmaHost { fabric })]);
         let (stop, _) = watch::channel(false);
         let starter = Starter { stop: stop.clone() };
         let numbers = Reactors::new(reactors, parts.policy, Arc::new(channels));

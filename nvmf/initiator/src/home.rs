@@ -15,7 +15,6 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -28,7 +27,7 @@ use reactor::park::Ready;
 use reactor::reactor::Reply;
 use reactor::{Buffers, Instant};
 
-use crate::path::{Association, Path, PathState};
+use crate::path::{Association, Path, PathState, Site};
 
 /// How long commands may take to end before an association is ended anyway.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
@@ -103,7 +102,7 @@ struct Ending {
 /// A port of a path's controller.
 pub struct Port {
     /// Where it is.
-    pub socket: SocketAddr,
+    pub site: Site,
     /// What connects to it.
     pub connector: Arc<dyn Connector>,
 }
@@ -178,26 +177,26 @@ impl Home {
         self.kato = None;
         self.phase = Phase::Connecting;
         let port = &self.ports[self.port];
-        if self.path.view().socket != Some(port.socket) {
-            self.path.publish(|view| view.socket = Some(port.socket));
+        if self.path.view().site != Some(port.site) {
+            self.path.publish(|view| view.site = Some(port.site));
         }
         self.controller = Some(Controller::new(Arc::clone(&port.connector), self.options.clone(), self.key, now));
     }
 
     /// Another port, for when the one that is used fails.
     pub fn add_port(&mut self, port: Port) {
-        self.path.add_port(port.socket);
+        self.path.add_port(port.site);
         self.ports.push(port);
     }
 
     /// A port is not to be used any more; if it is being used, another one is.
-    pub fn remove_port(&mut self, socket: SocketAddr, reply: Reply<Outcome>, now: Instant, watches: &mut dyn Watches) {
-        let Some(at) = self.ports.iter().position(|port| port.socket == socket) else { return reply.send(Ok(())) };
+    pub fn remove_port(&mut self, site: Site, reply: Reply<Outcome>, now: Instant, watches: &mut dyn Watches) {
+        let Some(at) = self.ports.iter().position(|port| port.site == site) else { return reply.send(Ok(())) };
         if self.ports.len() == 1 {
             return reply.send(Err(Denial::Busy("it is the only port that the path has")));
         }
         self.ports.remove(at);
-        self.path.remove_port(socket);
+        self.path.remove_port(site);
         self.tried = 0;
         if at != self.port {
             self.port -= usize::from(at < self.port);

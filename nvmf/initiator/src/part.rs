@@ -12,7 +12,6 @@
 mod outgoing;
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,7 +28,7 @@ use slab::Slab;
 use crate::disk::Disk;
 use crate::head::{Head, Held, NO_PATH, ShownRoute, Tries, Waiting};
 use crate::home::{Denial, Home, Outcome, Port, Then};
-use crate::path::{AbortRequest, Association, Path, View};
+use crate::path::{AbortRequest, Association, Path, Site, View};
 use crate::policy::Choice;
 use crate::scout::{Post, Scout};
 use outgoing::{CopyPiece, Scratch, give_back, send, to_io_status};
@@ -212,10 +211,10 @@ impl Part {
     }
 
     /// Takes a port from a path; see [`Home::remove_port`].
-    pub fn remove_port(&mut self, cx: &mut Context, id: u64, socket: SocketAddr, reply: Reply<Outcome>) {
+    pub fn remove_port(&mut self, cx: &mut Context, id: u64, site: Site, reply: Reply<Outcome>) {
         let (now, poller) = (cx.now(), self.poller);
         match self.home(id) {
-            Some(home) => home.remove_port(socket, reply, now, &mut Watching { cx, poller }),
+            Some(home) => home.remove_port(site, reply, now, &mut Watching { cx, poller }),
             None => reply.send(Ok(())),
         }
         self.wake_others();

@@ -12,13 +12,44 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nvmf::host::{Namespace, QueueParams};
 use nvmf::spec::identify::IdentifyController;
 use nvmf::spec::log::AnaState;
+pub use nvmf::target::view::TransportKind;
 use reactor::ReactorId;
+
+/// A port of a target: a transport, and an address on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site {
+    /// The transport.
+    pub trtype: TransportKind,
+    /// The address.
+    pub socket: SocketAddr,
+}
+
+impl Site {
+    /// A port on TCP.
+    pub fn tcp(socket: SocketAddr) -> Site {
+        Site { trtype: TransportKind::Tcp, socket }
+    }
+
+    /// A port on RDMA.
+    pub fn rdma(socket: SocketAddr) -> Site {
+        Site { trtype: TransportKind::Rdma, socket }
+    }
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.trtype {
+            TransportKind::Tcp => self.socket.fmt(f),
+            TransportKind::Rdma => write!(f, "{} over RDMA", self.socket),
+        }
+    }
+}
 
 /// Where a path leads, and as whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// The controller's address.
-    pub socket: SocketAddr,
+    /// Where the controller is.
+    pub site: Site,
     /// NQN of the subsystem.
     pub subnqn: String,
     /// NQN of this host.
@@ -28,13 +59,13 @@ pub struct Address {
 impl Address {
     /// Address family in the words of RPCs.
     pub fn family(&self) -> &'static str {
-        if self.socket.is_ipv4() { "IPv4" } else { "IPv6" }
+        if self.site.socket.is_ipv4() { "IPv4" } else { "IPv6" }
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} at {}", self.subnqn, self.socket)
+        write!(f, "{} at {}", self.subnqn, self.site)
     }
 }
 
@@ -89,7 +120,7 @@ pub struct View {
     /// What the path is doing.
     pub state: PathState,
     /// Which of its ports is connected, or tried; `None` before the first attempt.
-    pub socket: Option<SocketAddr>,
+    pub site: Option<Site>,
     /// The association that takes commands.
     pub association: Option<Arc<Association>>,
     /// Number of the association that takes no more commands, but ends the ones that it has.
@@ -142,7 +173,7 @@ pub struct Path {
     /// It is being detached: its namespaces are not to become bdevs.
     pub leaving: AtomicBool,
     /// The ports at which it can be had: one of them is used, the others when that one fails.
-    ports: Mutex<Vec<SocketAddr>>,
+    ports: Mutex<Vec<Site>>,
     /// Commands that reactors want to be aborted.
     aborts: Mutex<VecDeque<AbortRequest>>,
     /// How many, so that nobody takes the lock to see that there are none.
@@ -157,7 +188,7 @@ impl Path {
     pub fn new(id: u64, address: Address, home: ReactorId, on_news: OnNews) -> Arc<Path> {
         Arc::new(Path {
             id,
-            ports: Mutex::new(vec![address.socket]),
+            ports: Mutex::new(vec![address.site]),
             address,
             home,
             broken: AtomicU64::new(0),
@@ -170,25 +201,25 @@ impl Path {
         })
     }
 
-    fn lock_ports(&self) -> MutexGuard<'_, Vec<SocketAddr>> {
+    fn lock_ports(&self) -> MutexGuard<'_, Vec<Site>> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ports at which it can be had, as addresses: the one that is used or tried first.
     pub fn addresses(&self) -> Vec<Address> {
-        let used = self.view().socket;
+        let used = self.view().site;
         let mut ports = self.lock_ports().clone();
         ports.sort_by_key(|port| Some(*port) != used);
-        ports.into_iter().map(|socket| Address { socket, ..self.address.clone() }).collect()
+        ports.into_iter().map(|site| Address { site, ..self.address.clone() }).collect()
     }
 
     /// Another port at which it can be had comes.
-    pub(crate) fn add_port(&self, port: SocketAddr) {
+    pub(crate) fn add_port(&self, port: Site) {
         self.lock_ports().push(port);
     }
 
     /// A port goes.
-    pub(crate) fn remove_port(&self, port: SocketAddr) {
+    pub(crate) fn remove_port(&self, port: Site) {
         self.lock_ports().retain(|known| *known != port);
     }
 
@@ -225,7 +256,7 @@ impl Path {
 
     /// Whether it can be had at that port of that subsystem.
     pub fn is_at(&self, address: &Address) -> bool {
-        self.address.subnqn == address.subnqn && self.lock_ports().contains(&address.socket)
+        self.address.subnqn == address.subnqn && self.lock_ports().contains(&address.site)
     }
 
     /// Counts what was published.

@@ -8,13 +8,12 @@ mod discovery;
 mod options;
 mod paths;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use schema::{Kind, Method, Param, Params, RpcError, code};
 use serde_json::{Value, json};
 
-use crate::path::{Address, Path};
+use crate::path::{Address, Path, Site};
 use crate::policy::Mode;
 use crate::system::{Group, InitiatorSystem};
 
@@ -66,15 +65,15 @@ const MULTIPATH_OPTS: &[Param] = &[
 
 /// A path's address as RPCs show it.
 pub(crate) fn trid(address: &Address) -> Value {
-    trid_of(address.socket, &address.subnqn)
+    trid_of(address.site, &address.subnqn)
 }
 
-fn trid_of(socket: SocketAddr, subnqn: &str) -> Value {
+fn trid_of(site: Site, subnqn: &str) -> Value {
     json!({
-        "trtype": "TCP",
-        "adrfam": if socket.is_ipv4() { "IPv4" } else { "IPv6" },
-        "traddr": socket.ip().to_string(),
-        "trsvcid": socket.port().to_string(),
+        "trtype": site.trtype.name(),
+        "adrfam": if site.socket.is_ipv4() { "IPv4" } else { "IPv6" },
+        "traddr": site.socket.ip().to_string(),
+        "trsvcid": site.socket.port().to_string(),
         "subnqn": subnqn,
     })
 }

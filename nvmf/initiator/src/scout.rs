@@ -10,7 +10,6 @@
 //! subsystems that it listed. Attempts go on for as long as the scout is wanted.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use reactor::park::Ready;
 use reactor::reactor::Reply;
 use reactor::{Instant, ReactorId};
 
-use crate::path::OnNews;
+use crate::path::{OnNews, Site};
 
 /// Between attempts to connect.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -43,7 +42,7 @@ pub struct Post {
     /// Names it for as long as the process runs.
     pub id: u64,
     /// Where the controller is.
-    pub socket: SocketAddr,
+    pub site: Site,
     /// NQN of the discovery subsystem.
     pub subnqn: String,
     /// The reactor with its queue.
@@ -54,8 +53,8 @@ pub struct Post {
 
 impl Post {
     /// A post that nobody has reported from.
-    pub fn new(id: u64, socket: SocketAddr, subnqn: String, home: ReactorId, on_news: OnNews) -> Arc<Post> {
-        Arc::new(Post { id, socket, subnqn, home, report: Mutex::default(), on_news })
+    pub fn new(id: u64, site: Site, subnqn: String, home: ReactorId, on_news: OnNews) -> Arc<Post> {
+        Arc::new(Post { id, site, subnqn, home, report: Mutex::default(), on_news })
     }
 
     /// What is known.
@@ -71,7 +70,7 @@ impl Post {
 
 impl fmt::Debug for Post {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Post({}, {})", self.id, self.socket)
+        write!(f, "Post({}, {})", self.id, self.site)
     }
 }
 
@@ -174,7 +173,7 @@ impl Scout {
         if self.post.report().error.as_ref() == Some(&error) {
             return;
         }
-        tracing::warn!(at = %self.post.socket, error, "a discovery controller cannot be reached; it is tried again");
+        tracing::warn!(at = %self.post.site, error, "a discovery controller cannot be reached; it is tried again");
         self.post.publish(|report| {
             report.failures += 1;
             report.error = Some(error);

@@ -13,15 +13,13 @@ mod follow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bdev::core::{BdevError, BdevSystem};
 use futures_channel::oneshot;
-use nvmf::host::{OnTimeout, Options as HostOptions, ReconnectPolicy};
-use nvmf::tcp::host_transport::TcpConnector;
+use nvmf::host::{Connector, OnTimeout, Options as HostOptions, ReconnectPolicy, Transports};
 use reactor::ReactorId;
 use schema::ConfigEntry;
 use serde_json::{Value, json};
@@ -29,7 +27,7 @@ use serde_json::{Value, json};
 use crate::disk::Disk;
 use crate::home::{Port, Then};
 use crate::part::Part;
-use crate::path::{Address, Path};
+use crate::path::{Address, Path, Site, TransportKind};
 use crate::policy::Mode;
 use discovery::Service;
 
@@ -95,8 +93,10 @@ pub struct Settings {
     pub reconnect: (i64, u64, u64),
     /// How often I/O that has failed is sent again; `None`: for ever.
     pub retries: Option<u32>,
-    /// How long a connection may take to be set up, up to the transport's first answer; `None`: as long as other steps.
+    /// How long a TCP connection may take to be set up, up to the answer to ICReq; `None`: as long as other steps.
     pub connect_timeout: Option<Duration>,
+    /// How long an RDMA connection may take to be set up, likewise.
+    pub rdma_connect_timeout: Option<Duration>,
     /// How a path is chosen.
     pub mode: Mode,
     /// The call that set them, if there was one.
@@ -114,8 +114,18 @@ impl Default for Settings {
             reconnect: (0, 0, 0),
             retries: Some(3),
             connect_timeout: None,
+            rdma_connect_timeout: None,
             mode: Mode::default(),
             params: None,
+        }
+    }
+}
+
+impl Settings {
+    fn connect_timeout_on(&self, trtype: TransportKind) -> Option<Duration> {
+        match trtype {
+            TransportKind::Tcp => self.connect_timeout,
+            TransportKind::Rdma => self.rdma_connect_timeout,
         }
     }
 }
@@ -128,7 +138,7 @@ pub struct Member {
     /// The discovery service that has found it.
     owner: Option<Weak<Service>>,
     /// The calls that made it: one for each port.
-    calls: Vec<(SocketAddr, Value)>,
+    calls: Vec<(Site, Value)>,
 }
 
 #[derive(Debug, Default)]
@@ -184,11 +194,12 @@ pub struct InitiatorSystem {
     hostid: [u8; 16],
     hostnqn: String,
     next_path: AtomicU64,
+    transports: Transports,
 }
 
 impl InitiatorSystem {
     /// An initiator without controllers, over reactors on each of which [`Part::install`] was called.
-    pub fn new(bdevs: &Arc<BdevSystem>) -> Arc<InitiatorSystem> {
+    pub fn new(bdevs: &Arc<BdevSystem>, transports: Transports) -> Arc<InitiatorSystem> {
         let uuid = bdevs.random_uuid();
         let system = Arc::new(InitiatorSystem {
             bdevs: Arc::clone(bdevs),
@@ -196,6 +207,7 @@ impl InitiatorSystem {
             hostid: *uuid.as_bytes(),
             hostnqn: format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}"),
             next_path: AtomicU64::new(1),
+            transports,
         });
         let saved = Arc::downgrade(&system);
         bdevs.add_base_config(Box::new(move || saved.upgrade().map_or_else(Vec::new, |system| system.save())));
@@ -345,7 +357,7 @@ impl InitiatorSystem {
             let _ = self.end(&path, Then::Detach).await;
             return Err(error);
         }
-        let call = (request.address.socket, request.params);
+        let call = (request.address.site, request.params);
         let first = group.paths().into_iter().next().filter(|_| request.multipath == Multipath::Failover);
         let path = match first {
             None => {
@@ -366,9 +378,18 @@ impl InitiatorSystem {
         Ok(disks.iter().filter(on_path).map(|disk| disk.name.clone()).collect())
     }
 
-    fn connector(&self, socket: SocketAddr, digests: (bool, bool)) -> Arc<TcpConnector> {
-        let network = self.bdevs.platform().network();
-        Arc::new(TcpConnector { network, address: socket, header_digest: digests.0, data_digest: digests.1 })
+    /// What connects to a port.
+    fn connector(&self, site: Site, digests: (bool, bool)) -> Result<Arc<dyn Connector>, InitiatorError> {
+        let missing = |why: String| InitiatorError::NoTransport { trtype: site.trtype, why };
+        let found = self.transports.iter().find(|transport| transport.kind() == site.trtype);
+        let transport = found.ok_or_else(|| missing("it is not built in".into()))?;
+        transport.check().map_err(|error| missing(error.to_string()))?;
+        Ok(transport.connector(site.socket, digests))
+    }
+
+    /// Whether this machine has what a transport takes.
+    fn has_transport(&self, trtype: TransportKind) -> bool {
+        self.transports.iter().any(|transport| transport.kind() == trtype && transport.check().is_ok())
     }
 
     /// Gives a path another port.
@@ -377,10 +398,10 @@ impl InitiatorSystem {
         group: &Group,
         path: &Arc<Path>,
         digests: (bool, bool),
-        call: (SocketAddr, Value),
+        call: (Site, Value),
     ) -> Result<(), InitiatorError> {
-        let (id, socket) = (path.id, call.0);
-        let port = Port { socket, connector: self.connector(socket, digests) };
+        let (id, site) = (path.id, call.0);
+        let port = Port { site, connector: self.connector(site, digests)? };
         let home = &self.bdevs.reactors()[path.home.0 as usize];
         if !home.call(move |cx| Part::of(cx).borrow_mut().add_port(id, port)).await? {
             return Err(InitiatorError::BeingDetached { name: group.name.clone() });
@@ -392,13 +413,13 @@ impl InitiatorSystem {
     }
 
     /// Takes ports from a path that keeps others.
-    async fn remove_ports(&self, group: &Group, path: &Arc<Path>, ports: &[SocketAddr]) -> Result<(), InitiatorError> {
+    async fn remove_ports(&self, group: &Group, path: &Arc<Path>, ports: &[Site]) -> Result<(), InitiatorError> {
         let mut result = Ok(());
-        for &socket in ports {
+        for &site in ports {
             let id = path.id;
             let removed = self.bdevs.reactors()[path.home.0 as usize].call_deferred(move |cx, reply| {
                 let part = Part::of(cx);
-                part.borrow_mut().remove_port(cx, id, socket, reply);
+                part.borrow_mut().remove_port(cx, id, site, reply);
             });
             let refused = |why| InitiatorError::Refused { path: path.address.to_string(), why };
             let removed = removed.await.map_err(InitiatorError::from).and_then(|removed| removed.map_err(refused));
@@ -406,7 +427,7 @@ impl InitiatorSystem {
         }
         let mut inner = group.inner();
         for member in inner.members.iter_mut().filter(|member| Arc::ptr_eq(&member.path, path)) {
-            member.calls.retain(|(socket, _)| !ports.contains(socket));
+            member.calls.retain(|(site, _)| !ports.contains(site));
         }
         result
     }
@@ -414,6 +435,9 @@ impl InitiatorSystem {
     /// Connects a path for the first time.
     async fn connect(self: &Arc<Self>, group: &Arc<Group>, request: &Attach) -> Result<Arc<Path>, InitiatorError> {
         let settings = self.settings();
+        let site = request.address.site;
+        // First of all: nothing else is worth trying without.
+        let port = Port { site, connector: self.connector(site, request.digests)? };
         let reactors = self.bdevs.reactors();
         let id = self.next_path.fetch_add(1, Ordering::Relaxed);
         let home = ReactorId((id % reactors.len() as u64) as u32);
@@ -432,15 +456,13 @@ impl InitiatorSystem {
             io_queues: u16::try_from(reactors.len()).unwrap_or(u16::MAX),
             io_depth: settings.io_depth,
             step_timeout: request.step_timeout.unwrap_or(settings.admin_timeout),
-            connect_timeout: settings.connect_timeout,
+            connect_timeout: settings.connect_timeout_on(site.trtype),
             io_timeout: settings.io_timeout,
             on_timeout: settings.on_timeout,
             kato_ms: settings.kato_ms,
             reconnect: request.reconnect,
             ..HostOptions::default()
         };
-        let socket = request.address.socket;
-        let port = Port { socket, connector: self.connector(socket, request.digests) };
         let begun = Arc::clone(&path);
         let connected = reactors[home.0 as usize].call_deferred(move |cx, reply| {
             let now = cx.now();
@@ -545,7 +567,7 @@ impl InitiatorSystem {
         let (mut leaving, mut found): (Vec<Arc<Path>>, bool) = (Vec::new(), false);
         for path in group.paths() {
             let addresses = path.addresses();
-            let ports: Vec<SocketAddr> = addresses.iter().filter(|at| which(at)).map(|at| at.socket).collect();
+            let ports: Vec<Site> = addresses.iter().filter(|at| which(at)).map(|at| at.site).collect();
             found |= !ports.is_empty();
             if ports.len() == addresses.len() {
                 leaving.push(path);

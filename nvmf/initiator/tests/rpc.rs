@@ -175,7 +175,7 @@ fn a_discovery_service_that_is_not_there_is_said_to_be_so() {
     assert_eq!(call(&mut pair, "bdev_nvme_start_discovery", start), Ok(json!(true)));
     assert_eq!(call(&mut pair, "bdev_nvme_stop_discovery", json!({ "name": "auto" })), Ok(json!(true)));
     for bad in [
-        json!({ "trtype": "rdma" }),
+        json!({ "trtype": "fc" }),
         json!({ "traddr": "somewhere" }),
         json!({ "ctrlr_loss_timeout_sec": 5 }),
         json!({ "name": "" }),
@@ -183,6 +183,19 @@ fn a_discovery_service_that_is_not_there_is_said_to_be_so() {
         let params = with(with(where_of(free), json!({ "name": "auto" })), bad);
         assert_eq!(refused(call(&mut pair, "bdev_nvme_start_discovery", params.clone())).0, -32602, "{params}");
     }
+    // Nor is there RDMA here: it is said for what is attached as well.
+    let params = with(where_of(free), json!({ "name": "auto", "trtype": "RDMA", "subnqn": NQN }));
+    for method in ["bdev_nvme_start_discovery", "bdev_nvme_attach_controller"] {
+        let mut params = params.clone();
+        if method == "bdev_nvme_start_discovery" {
+            params.as_object_mut().expect("an object").remove("subnqn");
+        }
+        let (code, text) = refused(call(&mut pair, method, params));
+        assert!(code == -19 && text.contains("trtype") && text.contains("RDMA"), "{code} {text}");
+    }
+    let digests = with(params, json!({ "hdgst": true }));
+    let (code, text) = refused(call(&mut pair, "bdev_nvme_attach_controller", digests));
+    assert!(code == -32602 && text.contains("hdgst"), "{code} {text}");
 }
 
 #[test]

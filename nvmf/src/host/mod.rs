@@ -36,7 +36,9 @@ pub use controller::{AdminDone, Controller, State};
 pub use inventory::{Identity, Inventory, Namespace};
 pub use queue::{IoQueue, QueueParams};
 pub use recovery::ReconnectPolicy;
-pub use transport::{Completion, Connector, Payload, Polled, Qpair, QueueName, Watches, Watching};
+pub use transport::{
+    Completion, Connector, Payload, Polled, Qpair, QueueName, Transport, Transports, Watches, Watching,
+};
 
 use crate::spec::Status;
 use std::fmt;

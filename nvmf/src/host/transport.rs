@@ -2,10 +2,13 @@
 //! that there is something.
 
 use crate::spec::{Cqe, Sqe};
+use crate::target::view::TransportKind;
 use reactor::park::{Ready, Source};
 use reactor::reactor::WatchId;
 use reactor::{BufferPool, Buffers, Context, PollerId};
 use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Which way the payload of a command goes, and its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +221,26 @@ impl std::ops::DerefMut for Link {
         &mut *self.qpair
     }
 }
+
+/// A kind of transport, as the host uses it.
+pub trait Transport: Send + Sync {
+    /// Which.
+    fn kind(&self) -> TransportKind;
+
+    /// Whether this machine has what it takes.
+    ///
+    /// # Errors
+    /// What is missing, and how to get it.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What connects to `address`, with digests of headers and of data where the transport has them.
+    fn connector(&self, address: SocketAddr, digests: (bool, bool)) -> Arc<dyn Connector>;
+}
+
+/// The transports that a host has.
+pub type Transports = Vec<Arc<dyn Transport>>;
 
 /// Makes queue pairs to one controller, on any thread.
 pub trait Connector: Send + Sync {

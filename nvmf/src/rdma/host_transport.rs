@@ -26,9 +26,10 @@ use zerocopy::IntoBytes;
 
 use super::capsule::{self, Block, MAX_BLOCKS, RESPONSE_BYTES, SQE_BYTES};
 use super::host::{Carry, HostFault, HostQueue, Outgoing};
-use crate::host::transport::{Completion, Connector, Payload, Qpair, QueueName};
+use crate::host::transport::{Completion, Connector, Payload, Qpair, QueueName, Transport};
 use crate::spec::Sqe;
 use crate::spec::rdma::{AcceptData, ConnectRequest, Reject};
+use crate::target::view::TransportKind;
 
 /// Bytes of a message that is sent: a command and as many descriptors as there can be.
 const CAPSULE_BYTES: usize = SQE_BYTES + MAX_BLOCKS * 16;
@@ -40,6 +41,26 @@ const RESOLVE_MS: u32 = 3000;
 const INVALID_SERVICE_ID: i32 = 8;
 /// Pieces of memory in one message: the entry, and data in the capsule.
 const MAX_SEND_PIECES: u32 = 4;
+
+/// NVMe/RDMA over the devices of a machine.
+pub struct RdmaHost {
+    /// Where devices are.
+    pub fabric: Arc<dyn Fabric>,
+}
+
+impl Transport for RdmaHost {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Rdma
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.fabric.devices().map(|_| ())
+    }
+
+    fn connector(&self, address: SocketAddr, _: (bool, bool)) -> Arc<dyn Connector> {
+        Arc::new(RdmaConnector { fabric: Arc::clone(&self.fabric), address })
+    }
+}
 
 /// Makes NVMe/RDMA queue pairs to one address.
 pub struct RdmaConnector {

@@ -14,8 +14,9 @@ use reactor::park::{Ready, Source};
 
 use super::connection::ADMIN_IN_CAPSULE_BYTES;
 use super::host::{HostConfig, HostConnection};
-use crate::host::transport::{Completion, Connector, Payload, Qpair, QueueName};
+use crate::host::transport::{Completion, Connector, Payload, Qpair, QueueName, Transport};
 use crate::spec::Sqe;
+use crate::target::view::TransportKind;
 
 /// Bytes that one receive takes at most, besides data that lands in its place.
 const SCRATCH_BYTES: usize = 256 * 1024;
@@ -24,6 +25,22 @@ const SEND_SLICES: usize = 512;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH_BYTES]);
+}
+
+/// NVMe/TCP over a network.
+pub struct TcpHost {
+    /// Where sockets come from.
+    pub network: Arc<dyn Network>,
+}
+
+impl Transport for TcpHost {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Tcp
+    }
+
+    fn connector(&self, address: SocketAddr, (header_digest, data_digest): (bool, bool)) -> Arc<dyn Connector> {
+        Arc::new(TcpConnector { network: Arc::clone(&self.network), address, header_digest, data_digest })
+    }
 }
 
 /// Makes NVMe/TCP queue pairs to one address.

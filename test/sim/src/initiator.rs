@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bdev::conformance::Rng;
-use nvmf::host::{Completion, Controller, IoQueue, Options, Payload, State, Watching, commands};
+use nvmf::host::{Completion, Connector, Controller, IoQueue, Options, Payload, State, Watching, commands};
 use nvmf::spec::opcode::io;
 use nvmf::spec::{Sqe, Status};
-use nvmf::tcp::host_transport::TcpConnector;
-use reactor::net::Network;
+use nvmf::target::view::TransportKind;
 use reactor::park::Ready;
 use reactor::{Buffers, Context, Instant, Poller, PollerId, Progress, Schedule};
 
 use crate::model::{Model, ReadToken, Stamp, WriteToken, payload};
+use crate::target::host_transports;
 use crate::trace;
 use crate::world::World;
 
@@ -31,7 +31,9 @@ pub struct InitiatorConfig {
     pub addr: SocketAddr,
     /// How to connect.
     pub options: Options,
-    /// Header and data digests.
+    /// The transport.
+    pub kind: TransportKind,
+    /// Header and data digests, on TCP.
     pub digests: (bool, bool),
     /// Commands that have to succeed.
     pub commands: u64,
@@ -89,6 +91,7 @@ struct Pending {
 pub struct Initiator {
     id: PollerId,
     shared: Rc<RefCell<Shared>>,
+    connector: Arc<dyn Connector>,
     controller: Controller,
     epoch: u64,
     queues: Vec<IoQueue>,
@@ -107,23 +110,24 @@ pub struct Initiator {
 /// The controller's key; queues have their identifiers.
 const ADMIN: u64 = 0;
 
-fn controller(network: Arc<dyn Network>, config: &InitiatorConfig, now: Instant) -> Controller {
-    let (header_digest, data_digest) = config.digests;
-    let connector = TcpConnector { network, address: config.addr, header_digest, data_digest };
-    Controller::new(Arc::new(connector), config.options.clone(), ADMIN, now)
+fn controller(connector: &Arc<dyn Connector>, config: &InitiatorConfig, now: Instant) -> Controller {
+    Controller::new(Arc::clone(connector), config.options.clone(), ADMIN, now)
 }
 
 impl Initiator {
     /// Puts one on `reactor`.
     pub fn start(world: &mut World, reactor: usize, shared: &Rc<RefCell<Shared>>, config: InitiatorConfig, seed: u64) {
-        let network = world.platform().network();
+        let transports = host_transports(world);
+        let transport = transports.iter().find(|transport| transport.kind() == config.kind).expect("there are both");
+        let connector = transport.connector(config.addr, config.digests);
         let cx = world.context(reactor);
         let now = cx.read_clock();
         let id = cx.reserve_poller();
         let initiator = Initiator {
             id,
             shared: Rc::clone(shared),
-            controller: controller(network, &config, now),
+            controller: controller(&connector, &config, now),
+            connector,
             epoch: 0,
             queues: Vec::new(),
             pending: BTreeMap::new(),
@@ -370,7 +374,7 @@ impl Poller for Initiator {
             if self.wants_more() {
                 self.retry_at = now + Duration::from_millis(200);
                 self.controller.close(&mut Watching { cx, poller: self.id });
-                let again = controller(cx.platform().network(), &self.config, now);
+                let again = controller(&self.connector, &self.config, now);
                 self.close_queues(cx);
                 (self.controller, self.epoch) = (again, 0);
             } else {

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvmf::host::Transports as HostTransports;
+use nvmf::rdma::host_transport::RdmaHost;
 use nvmf::rdma::transport::RdmaTransport;
 use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
 use nvmf::target::poll_group::groups::PollGroups;
@@ -12,6 +14,7 @@ use nvmf::target::shared::ControllerTable;
 use nvmf::target::system::NvmfSystem;
 use nvmf::target::transport::Transports;
 use nvmf::target::view::{ListenAddress, TransportKind, TransportOptions};
+use nvmf::tcp::host_transport::TcpHost;
 use nvmf::tcp::transport::TcpTransport;
 
 use crate::rdma::SimFabric;
@@ -28,6 +31,17 @@ pub fn address() -> SocketAddr {
 /// An address of the machine.
 pub fn listen_address(addr: SocketAddr) -> ListenAddress {
     ListenAddress { trtype: TransportKind::Tcp, traddr: addr.ip(), trsvcid: addr.port() }
+}
+
+/// A port of a target, on any transport.
+pub fn listen_on(trtype: TransportKind, addr: SocketAddr) -> ListenAddress {
+    ListenAddress { trtype, ..listen_address(addr) }
+}
+
+/// What a host in a world connects with.
+pub fn host_transports(world: &World) -> HostTransports {
+    let fabric = Arc::new(SimFabric::new(world.sim()));
+    vec![Arc::new(TcpHost { network: world.platform().network() }), Arc::new(RdmaHost { fabric })]
 }
 
 /// The target of a world.
@@ -63,10 +77,18 @@ impl Target {
         let groups = Arc::new(PollGroups::new(world.system().reactors().to_vec()));
         let nvmf = NvmfSystem::new(Arc::clone(world.system()), Arc::clone(&controllers), transports, groups);
         let target = Target { nvmf, controllers, kind };
-        let system = Arc::clone(&target.nvmf);
+        target.add_transport(world, kind, options);
+        target
+    }
+
+    /// Has another transport besides.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub fn add_transport(&self, world: &mut World, kind: TransportKind, options: TransportOptions) {
+        let system = Arc::clone(&self.nvmf);
         let made = async move { system.create_transport(kind, options).await };
         world.block_on("the transport", made).expect("it can be had");
-        target
     }
 
     /// Serves the bdevs `names` as namespaces 1 and up of [`NQN`] on [`address`], to any host.
@@ -82,7 +104,7 @@ impl Target {
             for name in names {
                 system.add_namespace(NQN, NewNamespace::default(), &name).await?;
             }
-            let address = ListenAddress { trtype, ..listen_address(address()) };
+            let address = listen_on(trtype, address());
             system.add_listener(NQN, NewListener { address, ana_state: None, sock_impl: None }).await
         };
         world.block_on("the subsystem", made).expect("it can be served");

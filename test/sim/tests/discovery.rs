@@ -3,55 +3,64 @@
 //! stopped, nothing is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bdev::modules::malloc::{self, MallocOptions};
+use initiator::path::Site;
 use initiator::system::discovery::Start;
 use initiator::{InitiatorSystem, Part};
 use nvmf::host::ReconnectPolicy;
 use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
 use nvmf::target::system::NvmfSystem;
-use nvmf::target::view::{DISCOVERY_NQN, Referral, TransportOptions};
+use nvmf::target::view::{DISCOVERY_NQN, ListenAddress, Referral, TransportKind, TransportOptions};
 use reactor::buffer::PoolConfig;
 use ringstone_sim::seeds;
-use ringstone_sim::target::{NQN, Target, address, listen_address};
+use ringstone_sim::target::{NQN, Target, address, host_transports, listen_on};
 use ringstone_sim::{Rng, Sim, World, WorldConfig};
 
 const HOST: &str = "nqn.2026-11.io.ringstone:sim-host";
 /// Subsystems that come and go, besides the one that stays.
 const EXTRA: u64 = 3;
 
-fn second() -> SocketAddr {
-    SocketAddr::new(address().ip(), address().port() + 1)
+/// A port of the machine, counted from the first one.
+fn port(trtype: TransportKind, number: u16) -> Site {
+    let mut site = Site { trtype, socket: address() };
+    site.socket.set_port(number);
+    site
 }
 
-/// Where nobody ever listens.
-fn nobody() -> SocketAddr {
-    SocketAddr::new(address().ip(), 9)
+fn at(site: Site) -> ListenAddress {
+    listen_on(site.trtype, site.socket)
 }
 
 fn nqn(n: u64) -> String {
     format!("{NQN}:{n}")
 }
 
-fn listener(socket: SocketAddr) -> NewListener {
-    NewListener { address: listen_address(socket), ana_state: None, sock_impl: None }
+fn listener(site: Site) -> NewListener {
+    NewListener { address: at(site), ana_state: None, sock_impl: None }
 }
 
+/// The transports of the target's two ports.
+type Kinds = [TransportKind; 2];
+
 struct Stage {
+    /// Where the target listens: always, and from time to time; and where nobody ever does.
+    first: Site,
+    second: Site,
+    nobody: Site,
     sim: Arc<Sim>,
     world: World,
     target: Target,
     initiator: Arc<InitiatorSystem>,
     rng: Rng,
     /// What is listed: the addresses of each subsystem.
-    listed: BTreeMap<String, BTreeSet<SocketAddr>>,
+    listed: BTreeMap<String, BTreeSet<Site>>,
 }
 
 impl Stage {
-    fn new(seed: u64) -> Stage {
+    fn new([one, other]: Kinds, seed: u64) -> Stage {
         let (sim, mut rng) = (Sim::new(seed), Rng::new(seed));
         let config = WorldConfig {
             reactors: 1 + rng.below(3) as usize,
@@ -70,20 +79,25 @@ impl Stage {
             }
         };
         world.block_on("the volumes", volumes);
-        let target = Target::install(&mut world, TransportOptions::default());
+        let target = Target::install_over(&mut world, one, TransportOptions::default());
+        if other != one {
+            target.add_transport(&mut world, other, TransportOptions::default());
+        }
+        let number = address().port();
+        let (first, second, nobody) = (port(one, number), port(other, number + 1), port(other, 9));
         target.serve(&mut world, &["vol0".into()]);
         for n in 0..world.reactor_count() {
             Part::install(world.context(n));
         }
-        let initiator = InitiatorSystem::new(world.system());
-        let listed = BTreeMap::from([(NQN.to_string(), BTreeSet::from([address()]))]);
-        Stage { sim, world, target, initiator, rng, listed }
+        let initiator = InitiatorSystem::new(world.system(), host_transports(&world));
+        let listed = BTreeMap::from([(NQN.to_string(), BTreeSet::from([first]))]);
+        Stage { first, second, nobody, sim, world, target, initiator, rng, listed }
     }
 
     fn start(&mut self, wait: Option<Duration>) {
         let start = Start {
             name: "auto".into(),
-            socket: address(),
+            site: self.first,
             hostnqn: HOST.into(),
             // A path that is lost for long is given up, and discovered again.
             reconnect: ReconnectPolicy::from_seconds(if self.rng.one_in(2) { 4 } else { -1 }, 1, 0).expect("a policy"),
@@ -106,43 +120,43 @@ impl Stage {
         if self.listed.remove(&name).is_some() {
             return self.on_target(async move |nvmf| nvmf.delete_subsystem(&name).await.expect("it is there"));
         }
-        let at: BTreeSet<SocketAddr> = match self.rng.below(3) {
-            0 => BTreeSet::from([address()]),
-            1 => BTreeSet::from([second()]),
-            _ => BTreeSet::from([address(), second()]),
+        let at: BTreeSet<Site> = match self.rng.below(3) {
+            0 => BTreeSet::from([self.first]),
+            1 => BTreeSet::from([self.second]),
+            _ => BTreeSet::from([self.first, self.second]),
         };
         self.listed.insert(name.clone(), at.clone());
         self.on_target(async move |nvmf| {
             let new = NewSubsystem { nqn: name.clone(), allow_any_host: true, ..NewSubsystem::default() };
             nvmf.create_subsystem(new).await.expect("the name is free");
             nvmf.add_namespace(&name, NewNamespace::default(), &format!("vol{n}")).await.expect("a namespace");
-            for socket in at {
-                nvmf.add_listener(&name, listener(socket)).await.expect("it listens");
+            for site in at {
+                nvmf.add_listener(&name, listener(site)).await.expect("it listens");
             }
         });
     }
 
     /// Another way to the subsystem that stays comes or goes.
     fn change_listener(&mut self) {
+        let second = self.second;
         let at = self.listed.get_mut(NQN).expect("it stays");
-        let comes = !at.remove(&second());
+        let comes = !at.remove(&second);
         if comes {
-            at.insert(second());
+            at.insert(second);
         }
         self.on_target(async move |nvmf| match comes {
-            true => nvmf.add_listener(NQN, listener(second())).await.expect("it listens"),
-            false => nvmf.remove_listener(NQN, listen_address(second())).await.expect("it listened"),
+            true => nvmf.add_listener(NQN, listener(second)).await.expect("it listens"),
+            false => nvmf.remove_listener(NQN, self::at(second)).await.expect("it listened"),
         });
     }
 
     /// Refers to an address where nobody may be.
     fn change_referral(&mut self) {
-        let socket = if self.rng.one_in(2) { second() } else { nobody() };
+        let site = if self.rng.one_in(2) { self.second } else { self.nobody };
         self.on_target(async move |nvmf| {
-            let referral =
-                Referral { address: listen_address(socket), subnqn: DISCOVERY_NQN.into(), secure_channel: false };
+            let referral = Referral { address: at(site), subnqn: DISCOVERY_NQN.into(), secure_channel: false };
             if nvmf.add_referral(referral).await.is_err() {
-                nvmf.remove_referral(listen_address(socket), DISCOVERY_NQN).await.expect("it was there");
+                nvmf.remove_referral(at(site), DISCOVERY_NQN).await.expect("it was there");
             }
         });
     }
@@ -153,27 +167,27 @@ impl Stage {
         let all = self.listed.clone();
         let closed = all.clone();
         self.on_target(async move |nvmf| {
-            for (name, socket) in closed.iter().flat_map(|(name, at)| at.iter().map(move |socket| (name, *socket))) {
-                nvmf.remove_listener(name, listen_address(socket)).await.expect("it listened");
+            for (name, site) in closed.iter().flat_map(|(name, at)| at.iter().map(move |site| (name, *site))) {
+                nvmf.remove_listener(name, at(site)).await.expect("it listened");
             }
         });
         self.world.run_for(wait);
         self.on_target(async move |nvmf| {
-            for (name, socket) in all.iter().flat_map(|(name, at)| at.iter().map(move |socket| (name, *socket))) {
-                nvmf.add_listener(name, listener(socket)).await.expect("it listens");
+            for (name, site) in all.iter().flat_map(|(name, at)| at.iter().map(move |site| (name, *site))) {
+                nvmf.add_listener(name, listener(site)).await.expect("it listens");
             }
         });
     }
 
     /// What is attached: the paths to each subsystem, and whether they work and have their bdev.
-    fn attached(&self) -> BTreeMap<String, BTreeSet<SocketAddr>> {
-        let mut found: BTreeMap<String, BTreeSet<SocketAddr>> = BTreeMap::new();
+    fn attached(&self) -> BTreeMap<String, BTreeSet<Site>> {
+        let mut found: BTreeMap<String, BTreeSet<Site>> = BTreeMap::new();
         for group in self.initiator.groups() {
             for path in group.paths().iter().filter(|path| path.view().association.is_some()) {
                 let is_on = |disk: &Arc<initiator::disk::Disk>| disk.paths().iter().any(|r| r.path.id == path.id);
                 assert!(group.name.starts_with("auto"));
                 if group.disks().iter().any(is_on) {
-                    found.entry(path.address.subnqn.clone()).or_default().insert(path.address.socket);
+                    found.entry(path.address.subnqn.clone()).or_default().insert(path.address.site);
                 }
             }
         }
@@ -183,10 +197,12 @@ impl Stage {
     fn finish(mut self) {
         let (initiator, listed) = (Arc::clone(&self.initiator), self.listed.clone());
         self.sim.net(|rules| rules.reset_one_in = 0);
+        self.sim.rdma(|rules| rules.break_one_in = 0);
         // What a service listed that is referred to, and that cannot be reached any more, would stay.
-        self.on_target(async |nvmf| {
-            for socket in [second(), nobody()] {
-                let _ = nvmf.remove_referral(listen_address(socket), DISCOVERY_NQN).await;
+        let never = [self.second, self.nobody];
+        self.on_target(async move |nvmf| {
+            for site in never {
+                let _ = nvmf.remove_referral(at(site), DISCOVERY_NQN).await;
             }
         });
         for _ in 0..600 {
@@ -215,8 +231,8 @@ impl Stage {
     }
 }
 
-fn follows(seed: u64) {
-    let mut stage = Stage::new(seed);
+fn follows(kinds: Kinds, seed: u64) {
+    let mut stage = Stage::new(kinds, seed);
     for _ in 0..stage.rng.below(3) {
         stage.change_subsystem();
     }
@@ -238,6 +254,7 @@ fn follows(seed: u64) {
             _ => {
                 let often = if stage.rng.one_in(2) { 2_000 } else { 0 };
                 stage.sim.net(|rules| rules.reset_one_in = often);
+                stage.sim.rdma(|rules| rules.break_one_in = often);
             }
         }
     }
@@ -246,5 +263,16 @@ fn follows(seed: u64) {
 
 #[test]
 fn what_is_listed_is_attached() {
-    seeds::each("what_is_listed_is_attached", 40, &[], follows);
+    seeds::each("what_is_listed_is_attached", 40, &[], |seed| follows([TransportKind::Tcp; 2], seed));
+}
+
+#[test]
+fn what_is_listed_is_attached_rdma() {
+    seeds::each("what_is_listed_is_attached_rdma", 40, &[], |seed| follows([TransportKind::Rdma; 2], seed));
+}
+
+#[test]
+fn what_is_listed_is_attached_on_both_transports() {
+    let kinds = [TransportKind::Tcp, TransportKind::Rdma];
+    seeds::each("what_is_listed_is_attached_on_both_transports", 40, &[], |seed| follows(kinds, seed));
 }

@@ -9,11 +9,11 @@ use std::time::Duration;
 use bdev::modules::malloc;
 use nvmf::host::{Options, ReconnectPolicy};
 use nvmf::target::model::{NewListener, NewNamespace};
-use nvmf::target::view::TransportOptions;
+use nvmf::target::view::{TransportKind, TransportOptions};
 use reactor::buffer::PoolConfig;
 use ringstone_sim::initiator::{Initiator, InitiatorConfig, Shared};
 use ringstone_sim::seeds;
-use ringstone_sim::target::{NQN, Target, address, listen_address};
+use ringstone_sim::target::{NQN, Target, address, listen_on};
 use ringstone_sim::{Model, Rng, Sim, World, WorldConfig};
 
 /// Seeds that once failed, each with what was wrong.
@@ -27,6 +27,7 @@ const BLOCK: u32 = 4096;
 const FLEETING: u32 = 9;
 
 struct Stage {
+    kind: TransportKind,
     sim: Arc<Sim>,
     world: World,
     target: Target,
@@ -40,7 +41,7 @@ fn memory(blocks: u64) -> malloc::MallocOptions {
 }
 
 impl Stage {
-    fn new(seed: u64) -> Stage {
+    fn new(kind: TransportKind, seed: u64) -> Stage {
         let mut rng = Rng::new(seed);
         let sim = Sim::new(seed);
         sim.net(|rules| {
@@ -72,9 +73,9 @@ impl Stage {
             max_io_size: 131_072,
             ..TransportOptions::default()
         };
-        let target = Target::install(&mut world, options);
+        let target = Target::install_over(&mut world, kind, options);
         target.serve(&mut world, &names);
-        Stage { sim, world, target, shared: Rc::new(RefCell::new(shared)), names, rng }
+        Stage { kind, sim, world, target, shared: Rc::new(RefCell::new(shared)), names, rng }
     }
 
     fn add_initiators(&mut self, commands: u64) -> usize {
@@ -83,6 +84,7 @@ impl Stage {
             let rng = &mut self.rng;
             let config = InitiatorConfig {
                 addr: address(),
+                kind: self.kind,
                 options: Options {
                     subnqn: NQN.into(),
                     hostnqn: format!("nqn.2026-11.io.ringstone:initiator{number}"),
@@ -145,10 +147,11 @@ impl Stage {
     fn refuse_for_a_while(&mut self) {
         let (nvmf, bdevs) = (Arc::clone(&self.target.nvmf), Arc::clone(self.world.system()));
         let wait = Duration::from_nanos(self.rng.below(5_000_000_000));
+        let kind = self.kind;
         let refused = async move {
-            nvmf.remove_listener(NQN, listen_address(address())).await.expect("it listens");
+            nvmf.remove_listener(NQN, listen_on(kind, address())).await.expect("it listens");
             bdevs.executor().sleep(wait).await;
-            let new = NewListener { address: listen_address(address()), ana_state: None, sock_impl: None };
+            let new = NewListener { address: listen_on(kind, address()), ana_state: None, sock_impl: None };
             nvmf.add_listener(NQN, new).await.expect("the port is free");
         };
         self.world.block_on("the listener to come back", refused);
@@ -156,8 +159,8 @@ impl Stage {
 }
 
 /// Nothing goes wrong but that namespaces come and go.
-fn serves(seed: u64) {
-    let mut stage = Stage::new(seed);
+fn serves(kind: TransportKind, seed: u64) {
+    let mut stage = Stage::new(kind, seed);
     let count = stage.add_initiators(150);
     for _ in 0..stage.rng.below(3) {
         stage.change_namespaces();
@@ -171,15 +174,21 @@ fn serves(seed: u64) {
 
 #[test]
 fn initiator_is_served() {
-    seeds::each("initiator_is_served", 20, &[], serves);
+    seeds::each("initiator_is_served", 20, &[], |seed| serves(TransportKind::Tcp, seed));
+}
+
+#[test]
+fn initiator_is_served_rdma() {
+    seeds::each("initiator_is_served_rdma", 20, &[], |seed| serves(TransportKind::Rdma, seed));
 }
 
 /// The target dies, hangs, refuses, restarts and changes, under load.
-fn faults(seed: u64) {
-    let mut stage = Stage::new(seed);
+fn faults(kind: TransportKind, seed: u64) {
+    let mut stage = Stage::new(kind, seed);
     let count = stage.add_initiators(120);
     let resets = stage.rng.one_in(3);
     stage.sim.net(|rules| rules.reset_one_in = if resets { 500 } else { 0 });
+    stage.sim.rdma(|rules| rules.break_one_in = if resets { 500 } else { 0 });
     for _ in 0..1 + stage.rng.below(6) {
         let wait = Duration::from_nanos(stage.rng.below(20_000_000));
         stage.world.run_for(wait);
@@ -196,6 +205,7 @@ fn faults(seed: u64) {
         }
     }
     stage.sim.net(|rules| rules.reset_one_in = 0);
+    stage.sim.rdma(|rules| rules.break_one_in = 0);
     // Who is silent is noticed by then, and who was lost is back.
     stage.world.run_for(Duration::from_secs(15));
     stage.finish(count);
@@ -203,13 +213,21 @@ fn faults(seed: u64) {
 
 #[test]
 fn initiator_survives_faults() {
-    seeds::each("initiator_survives_faults", 40, regressions::FAULTS, faults);
+    seeds::each("initiator_survives_faults", 40, regressions::FAULTS, |seed| faults(TransportKind::Tcp, seed));
+}
+
+#[test]
+fn initiator_survives_faults_rdma() {
+    seeds::each("initiator_survives_faults_rdma", 40, &[], |seed| faults(TransportKind::Rdma, seed));
 }
 
 #[test]
 fn a_seed_decides_everything() {
-    let first = seeds::run_once("faults", 5, faults);
-    assert!(first.1 > 100, "a run does something");
-    assert_eq!(first, seeds::run_once("faults", 5, faults));
-    assert_ne!(first, seeds::run_once("faults", 6, faults));
+    for kind in [TransportKind::Tcp, TransportKind::Rdma] {
+        let run = |seed| seeds::run_once("faults", seed, |seed| faults(kind, seed));
+        let first = run(5);
+        assert!(first.1 > 100, "a run does something");
+        assert_eq!(first, run(5));
+        assert_ne!(first, run(6));
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bdev::core::runtime::SharedRuntime;
 use bdev::core::{BdevEvent, ChannelId, ClientId, Completion, Descriptor, IoRequest, IoStatus, Op};
 use initiator::head::NO_PATH;
-use initiator::path::{Address, PathState};
+use initiator::path::{Address, PathState, Site};
 use initiator::system::{Attach, Multipath, Settings};
 use initiator::{InitiatorError, InitiatorSystem, Part};
 use nvmf::host::{OnTimeout, ReconnectPolicy};
@@ -17,7 +17,7 @@ use reactor::buffer::PoolConfig;
 use reactor::{Buffers, Instant};
 use ringstone_sim::liar::{BLOCK, IO_LIES, Liar, Lie, SETUP_LIES, SharedLiar};
 use ringstone_sim::load::{Device, Load, LoadConfig, SharedDevice};
-use ringstone_sim::target::{NQN, address};
+use ringstone_sim::target::{NQN, address, host_transports};
 use ringstone_sim::{Rng, Sim, World, WorldConfig, seeds};
 
 const BDEV: &str = "Nvme0n1";
@@ -57,7 +57,7 @@ impl Stage {
         for n in 0..world.reactor_count() {
             Part::install(world.context(n));
         }
-        let initiator = InitiatorSystem::new(world.system());
+        let initiator = InitiatorSystem::new(world.system(), host_transports(&world));
         let settings = Settings { kato_ms: KATO.as_millis() as u32, admin_timeout: STEP, ..settings };
         initiator.set_settings(settings).expect("nothing is attached");
         Stage { sim, world, liar, initiator, rng }
@@ -67,7 +67,7 @@ impl Stage {
         let attach = Attach {
             name: "Nvme0".into(),
             address: Address {
-                socket: address(),
+                site: Site::tcp(address()),
                 subnqn: NQN.into(),
                 hostnqn: "nqn.2026-11.io.ringstone:sim-host".into(),
             },

@@ -11,17 +11,17 @@ use std::time::Duration;
 
 use bdev::modules::malloc::{self, MallocOptions};
 use bdev::modules::uring;
-use initiator::path::Address;
+use initiator::path::{Address, Site};
 use initiator::policy::Mode;
 use initiator::system::{Attach, Multipath};
 use initiator::{InitiatorSystem, Part};
 use nvmf::host::ReconnectPolicy;
 use nvmf::target::model::{NewListener, NewNamespace};
-use nvmf::target::view::{AnaState, TransportOptions};
+use nvmf::target::view::{AnaState, ListenAddress, TransportKind, TransportOptions};
 use reactor::buffer::PoolConfig;
 use ringstone_sim::load::{Device, Load, LoadConfig, SharedDevice};
 use ringstone_sim::seeds;
-use ringstone_sim::target::{NQN, Target, address, listen_address};
+use ringstone_sim::target::{NQN, Target, address, host_transports, listen_on};
 use ringstone_sim::{Rng, Sim, World, WorldConfig};
 
 const BLOCK: u32 = 4096;
@@ -50,10 +50,17 @@ fn second_address() -> SocketAddr {
     SocketAddr::new(address().ip(), address().port() + 1)
 }
 
-fn path(socket: SocketAddr, mode: Mode) -> Attach {
+/// The transports of the two paths.
+type Kinds = [TransportKind; 2];
+
+const TCP: Kinds = [TransportKind::Tcp; 2];
+const RDMA: Kinds = [TransportKind::Rdma; 2];
+const BOTH: Kinds = [TransportKind::Rdma, TransportKind::Tcp];
+
+fn path(site: Site, mode: Mode) -> Attach {
     Attach {
         name: "Nvme0".into(),
-        address: Address { socket, subnqn: NQN.into(), hostnqn: "nqn.2026-11.io.ringstone:sim-host".into() },
+        address: Address { site, subnqn: NQN.into(), hostnqn: "nqn.2026-11.io.ringstone:sim-host".into() },
         digests: (false, false),
         multipath: Multipath::Multipath,
         reconnect: ReconnectPolicy::from_seconds(-1, 1, 0).expect("a policy"),
@@ -65,7 +72,12 @@ fn path(socket: SocketAddr, mode: Mode) -> Attach {
     }
 }
 
+fn at(site: Site) -> ListenAddress {
+    listen_on(site.trtype, site.socket)
+}
+
 struct Stage {
+    sites: [Site; 2],
     world: World,
     target: Target,
     initiator: Arc<InitiatorSystem>,
@@ -74,7 +86,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(sim: &Arc<Sim>, mut rng: Rng) -> Stage {
+    fn new(sim: &Arc<Sim>, [first, second]: Kinds, mut rng: Rng) -> Stage {
         let config = config(&mut rng);
         let mut world = World::new(sim, config, rng.next_u64());
         let volumes: Vec<String> = (1..=1 + rng.below(6)).map(|n| format!("vol{n}")).collect();
@@ -89,35 +101,39 @@ impl Stage {
             let made = async move { uring::create(&system, &name, None, options).await.map(drop) };
             world.block_on("the volume", made).expect("the volume can be made");
         }
-        let target =
-            Target::install(&mut world, TransportOptions { max_io_size: 131_072, ..TransportOptions::default() });
+        let sites = [Site { trtype: first, socket: address() }, Site { trtype: second, socket: second_address() }];
+        let options = TransportOptions { max_io_size: 131_072, ..TransportOptions::default() };
+        let target = Target::install_over(&mut world, first, options.clone());
+        if second != first {
+            target.add_transport(&mut world, second, options);
+        }
         target.serve(&mut world, &volumes);
         let nvmf = Arc::clone(&target.nvmf);
-        let listener = NewListener { address: listen_address(second_address()), ana_state: None, sock_impl: None };
+        let listener = NewListener { address: at(sites[1]), ana_state: None, sock_impl: None };
         world
             .block_on("the second listener", async move { nvmf.add_listener(NQN, listener).await })
             .expect("it listens");
         for n in 0..world.reactor_count() {
             Part::install(world.context(n));
         }
-        let initiator = InitiatorSystem::new(world.system());
+        let initiator = InitiatorSystem::new(world.system(), host_transports(&world));
         let mode = match rng.below(3) {
             0 => Mode::ActivePassive,
             1 => Mode::RoundRobin { min_io: 1 + rng.below(3) as u32 },
             _ => Mode::QueueDepth,
         };
-        let mut stage = Stage { world, target, initiator, rng, volumes };
-        for socket in [address(), second_address()] {
+        let mut stage = Stage { sites, world, target, initiator, rng, volumes };
+        for site in sites {
             let initiator = Arc::clone(&stage.initiator);
-            let attached = stage.world.block_on("a path", async move { initiator.attach(path(socket, mode)).await });
+            let attached = stage.world.block_on("a path", async move { initiator.attach(path(site, mode)).await });
             assert_eq!(attached.expect("it can be attached").len(), stage.volumes.len());
         }
         stage
     }
 
-    fn set_access(&mut self, socket: SocketAddr, state: AnaState) {
+    fn set_access(&mut self, site: Site, state: AnaState) {
         let nvmf = Arc::clone(&self.target.nvmf);
-        let set = async move { nvmf.set_ana_state(NQN, listen_address(socket), state, None).await };
+        let set = async move { nvmf.set_ana_state(NQN, at(site), state, None).await };
         self.world.block_on("the access state", set).expect("it listens");
     }
 
@@ -126,8 +142,8 @@ impl Stage {
         let states = [AnaState::Optimized, AnaState::NonOptimized, AnaState::Inaccessible];
         let state = states[self.rng.below(3) as usize];
         let (one, other) = match self.rng.one_in(2) {
-            true => (address(), second_address()),
-            false => (second_address(), address()),
+            true => (self.sites[0], self.sites[1]),
+            false => (self.sites[1], self.sites[0]),
         };
         let usable = states[self.rng.below(2) as usize];
         self.set_access(other, usable);
@@ -150,13 +166,13 @@ impl Stage {
 
     /// The target does not listen at one of its ports for a while.
     fn refuse(&mut self) {
-        let socket = if self.rng.one_in(2) { address() } else { second_address() };
+        let site = self.sites[usize::from(self.rng.one_in(2))];
         let (nvmf, bdevs) = (Arc::clone(&self.target.nvmf), Arc::clone(self.world.system()));
         let wait = Duration::from_micros(self.rng.below(3_000_000));
         let refused = async move {
-            nvmf.remove_listener(NQN, listen_address(socket)).await.expect("it listens");
+            nvmf.remove_listener(NQN, at(site)).await.expect("it listens");
             bdevs.executor().sleep(wait).await;
-            let listener = NewListener { address: listen_address(socket), ana_state: None, sock_impl: None };
+            let listener = NewListener { address: at(site), ana_state: None, sock_impl: None };
             nvmf.add_listener(NQN, listener).await.expect("the port is free");
         };
         self.world.block_on("the listener to come back", refused);
@@ -215,11 +231,11 @@ impl Stage {
     }
 }
 
-fn faults(seed: u64, copies: bool) {
+fn faults(kinds: Kinds, seed: u64, copies: bool) {
     let sim = Sim::new(seed);
     // Whole blocks, so that a read beside a write sees one or the other.
     sim.disk(|rules| rules.sector = BLOCK as usize);
-    let mut stage = Stage::new(&sim, Rng::new(seed));
+    let mut stage = Stage::new(&sim, kinds, Rng::new(seed));
     sim.disk(|rules| rules.slow_one_in = 5 + stage.rng.below(30));
     let devices = stage.loads(copies);
     let mut rounds = 0;
@@ -238,23 +254,46 @@ fn faults(seed: u64, copies: bool) {
             0 | 1 => drop(sim.break_connections(1 + stage.rng.below(4) as usize)),
             2 => drop(sim.silence_some()),
             3 => drop(sim.break_connections(100)),
-            4 => sim.net(|rules| rules.reset_one_in = 2_000),
-            _ => sim.net(|rules| rules.reset_one_in = 0),
+            4 => {
+                sim.net(|rules| rules.reset_one_in = 2_000);
+                sim.rdma(|rules| rules.break_one_in = 2_000);
+            }
+            _ => {
+                sim.net(|rules| rules.reset_one_in = 0);
+                sim.rdma(|rules| rules.break_one_in = 0);
+            }
         }
     }
     sim.net(|rules| rules.reset_one_in = 0);
+    sim.rdma(|rules| rules.break_one_in = 0);
     sim.disk(|rules| rules.slow_one_in = 0);
-    stage.set_access(address(), AnaState::Optimized);
-    stage.set_access(second_address(), AnaState::Optimized);
+    stage.set_access(stage.sites[0], AnaState::Optimized);
+    stage.set_access(stage.sites[1], AnaState::Optimized);
     stage.finish(devices);
 }
 
 #[test]
 fn a_write_never_lands_behind_a_newer_one() {
-    seeds::each("a_write_never_lands_behind_a_newer_one", 40, regressions::PATHS, |seed| faults(seed, false));
+    seeds::each("a_write_never_lands_behind_a_newer_one", 40, regressions::PATHS, |seed| faults(TCP, seed, false));
+}
+
+#[test]
+fn a_write_never_lands_behind_a_newer_one_rdma() {
+    seeds::each("a_write_never_lands_behind_a_newer_one_rdma", 40, &[], |seed| faults(RDMA, seed, false));
+}
+
+#[test]
+fn a_write_never_lands_behind_a_newer_one_on_both_transports() {
+    let name = "a_write_never_lands_behind_a_newer_one_on_both_transports";
+    seeds::each(name, 40, &[], |seed| faults(BOTH, seed, false));
 }
 
 #[test]
 fn nor_does_a_copy() {
-    seeds::each("nor_does_a_copy", 40, &[], |seed| faults(seed, true));
+    seeds::each("nor_does_a_copy", 40, &[], |seed| faults(TCP, seed, true));
+}
+
+#[test]
+fn nor_does_a_copy_rdma() {
+    seeds::each("nor_does_a_copy_rdma", 40, &[], |seed| faults(RDMA, seed, true));
 }

@@ -16,12 +16,13 @@ use initiator::system::{Multipath, Settings};
 use nvmf::host::OnTimeout;
 use nvmf::target::controller::COMMAND_QUIESCE_TIME;
 use nvmf::target::model::NewNamespace;
+use nvmf::target::view::TransportKind;
 use ringstone_sim::seeds;
 use ringstone_sim::target::{NQN, address};
 use stage::{BDEV, SOON, Stage, near, second, seconds};
 
-fn timeouts(seed: u64) {
-    let mut stage = Stage::new(seed);
+fn timeouts(kind: TransportKind, seed: u64) {
+    let mut stage = Stage::new(kind, seed);
     stage.attach(address(), Multipath::Multipath, (11, 2, 5)).expect("it can be attached");
     let probe = stage.probe();
     assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
@@ -57,11 +58,18 @@ fn timeouts(seed: u64) {
 
 #[test]
 fn io_fails_in_time_and_so_goes_the_controller() {
-    seeds::each("io_fails_in_time_and_so_goes_the_controller", 10, &[], timeouts);
+    seeds::each("io_fails_in_time_and_so_goes_the_controller", 10, &[], |seed| timeouts(TransportKind::Tcp, seed));
 }
 
-fn for_ever(seed: u64) {
-    let mut stage = Stage::new(seed);
+#[test]
+fn io_fails_in_time_and_so_goes_the_controller_rdma() {
+    seeds::each("io_fails_in_time_and_so_goes_the_controller_rdma", 10, &[], |seed| {
+        timeouts(TransportKind::Rdma, seed)
+    });
+}
+
+fn for_ever(kind: TransportKind, seed: u64) {
+    let mut stage = Stage::new(kind, seed);
     let fails = seed.is_multiple_of(2);
     stage.attach(address(), Multipath::Multipath, (-1, 3, if fails { 7 } else { 0 })).expect("it can be attached");
     let probe = stage.probe();
@@ -91,11 +99,18 @@ fn for_ever(seed: u64) {
 
 #[test]
 fn attempts_go_on_for_ever_where_that_is_asked_for() {
-    seeds::each("attempts_go_on_for_ever_where_that_is_asked_for", 4, &[], for_ever);
+    seeds::each("attempts_go_on_for_ever_where_that_is_asked_for", 4, &[], |seed| for_ever(TransportKind::Tcp, seed));
 }
 
-fn once(seed: u64) {
-    let mut stage = Stage::new(seed);
+#[test]
+fn attempts_go_on_for_ever_where_that_is_asked_for_rdma() {
+    seeds::each("attempts_go_on_for_ever_where_that_is_asked_for_rdma", 4, &[], |seed| {
+        for_ever(TransportKind::Rdma, seed)
+    });
+}
+
+fn once(kind: TransportKind, seed: u64) {
+    let mut stage = Stage::new(kind, seed);
     stage.attach(address(), Multipath::Multipath, (0, 0, 0)).expect("it can be attached");
     // A connection that breaks is made again at once, and nobody notices.
     let probe = stage.probe();
@@ -115,11 +130,16 @@ fn once(seed: u64) {
 
 #[test]
 fn without_a_loss_timeout_there_is_one_attempt() {
-    seeds::each("without_a_loss_timeout_there_is_one_attempt", 10, &[], once);
+    seeds::each("without_a_loss_timeout_there_is_one_attempt", 10, &[], |seed| once(TransportKind::Tcp, seed));
 }
 
-fn failover(seed: u64) {
-    let mut stage = Stage::new(seed);
+#[test]
+fn without_a_loss_timeout_there_is_one_attempt_rdma() {
+    seeds::each("without_a_loss_timeout_there_is_one_attempt_rdma", 10, &[], |seed| once(TransportKind::Rdma, seed));
+}
+
+fn failover(kind: TransportKind, seed: u64) {
+    let mut stage = Stage::new(kind, seed);
     stage.listen(second(), true);
     stage
         .attach(
@@ -155,10 +175,10 @@ fn failover(seed: u64) {
         stage.world.run_for(seconds(20));
         assert_eq!(stage.port(), used, "what works is used");
     }
-    assert_eq!(group.paths()[0].addresses()[1].socket, second());
+    assert_eq!(group.paths()[0].addresses()[1].site.socket, second());
     // The port in use is taken away: the other one is used, and is the only one.
     let initiator = Arc::clone(&stage.initiator);
-    let detached = async move { initiator.detach("Nvme0", |at| at.socket == address()).await };
+    let detached = async move { initiator.detach("Nvme0", |at| at.site.socket == address()).await };
     stage.world.block_on("a port to go", detached).expect("there is another");
     assert_eq!(stage.run(&probe, Op::Read).0, IoStatus::Success);
     assert_eq!((stage.port(), group.paths()[0].addresses().len()), (second(), 1));
@@ -168,13 +188,20 @@ fn failover(seed: u64) {
 
 #[test]
 fn a_failover_port_is_used_when_the_other_fails() {
-    seeds::each("a_failover_port_is_used_when_the_other_fails", 20, &[], failover);
+    seeds::each("a_failover_port_is_used_when_the_other_fails", 20, &[], |seed| failover(TransportKind::Tcp, seed));
+}
+
+#[test]
+fn a_failover_port_is_used_when_the_other_fails_rdma() {
+    seeds::each("a_failover_port_is_used_when_the_other_fails_rdma", 20, &[], |seed| {
+        failover(TransportKind::Rdma, seed)
+    });
 }
 
 /// A command hangs at the target, whose connections are well.
-fn hangs(seed: u64) {
+fn hangs(kind: TransportKind, seed: u64) {
     let action = [OnTimeout::GiveUp, OnTimeout::Tell, OnTimeout::Nothing][(seed % 3) as usize];
-    let mut stage = Stage::new(seed);
+    let mut stage = Stage::new(kind, seed);
     let settings = Settings { io_timeout: seconds(8), on_timeout: action, ..Settings::default() };
     stage.initiator.set_settings(settings).expect("nothing is attached");
     let (system, nvmf) = (Arc::clone(stage.world.system()), Arc::clone(&stage.target.nvmf));
@@ -233,14 +260,21 @@ fn hangs(seed: u64) {
 
 #[test]
 fn a_command_that_hangs_is_aborted_reset_or_waited_for() {
-    seeds::each("a_command_that_hangs_is_aborted_reset_or_waited_for", 12, &[], hangs);
+    seeds::each("a_command_that_hangs_is_aborted_reset_or_waited_for", 12, &[], |seed| hangs(TransportKind::Tcp, seed));
+}
+
+#[test]
+fn a_command_that_hangs_is_aborted_reset_or_waited_for_rdma() {
+    seeds::each("a_command_that_hangs_is_aborted_reset_or_waited_for_rdma", 12, &[], |seed| {
+        hangs(TransportKind::Rdma, seed)
+    });
 }
 
 /// A command hangs in the target's device, which nobody can abort, when its connection is lost: the target takes its host back,
 /// at once if the command only reads, and in the time that it tells (CQT) if it writes.
-fn let_in(seed: u64) {
+fn let_in(kind: TransportKind, seed: u64) {
     const VOLUME: &str = "disk";
-    let mut stage = Stage::new(seed);
+    let mut stage = Stage::new(kind, seed);
     let path = std::path::PathBuf::from("/volumes/disk.img");
     stage.world.platform().files().create(&path, 64 * 4096).expect("a new file");
     let (system, nvmf) = (Arc::clone(stage.world.system()), Arc::clone(&stage.target.nvmf));
@@ -289,5 +323,14 @@ fn let_in(seed: u64) {
 
 #[test]
 fn a_host_is_let_in_although_a_command_of_its_earlier_connection_hangs() {
-    seeds::each("a_host_is_let_in_although_a_command_of_its_earlier_connection_hangs", 10, &[], let_in);
+    seeds::each("a_host_is_let_in_although_a_command_of_its_earlier_connection_hangs", 10, &[], |seed| {
+        let_in(TransportKind::Tcp, seed)
+    });
+}
+
+#[test]
+fn a_host_is_let_in_although_a_command_of_its_earlier_connection_hangs_rdma() {
+    seeds::each("a_host_is_let_in_although_a_command_of_its_earlier_connection_hangs_rdma", 10, &[], |seed| {
+        let_in(TransportKind::Rdma, seed)
+    });
 }

@@ -9,7 +9,7 @@ use schema::{Kind, Method, Param, Params, RpcError};
 use serde_json::{Value, json};
 
 use super::{MULTIPATH_OPTS, NAME, not_served, policy};
-use crate::path::Address;
+use crate::path::{Address, Site, TransportKind};
 use crate::system::{Attach, InitiatorSystem, Multipath};
 
 /// Bytes of an NQN at most.
@@ -19,7 +19,8 @@ const NVME_PORT: u16 = 4420;
 /// Bdevs of a controller where no number is given.
 const DEFAULT_MAX_BDEVS: u32 = 128;
 
-pub(super) const TRTYPE: &str = "Transport: TCP, in any case";
+pub(super) const TRTYPE: &str =
+    "Transport, in any case: TCP; RDMA, which needs a device and its libraries (docs/rdma.md)";
 pub(super) const TRADDR: &str = "IP address of the target, in numbers";
 pub(super) const ADRFAM: &str = "Address family, IPv4 or IPv6; default: the address's";
 const TRSVCID: &str = "Port, as text; default 4420";
@@ -44,8 +45,8 @@ pub(super) const ATTACH: Method<InitiatorSystem> = Method::new(
     Param::optional("hostsvcid", Kind::Str, "Port to connect from; not served: the system chooses it"),
     Param::optional("prchk_reftag", Kind::Bool, "Check reference tags; not served: blocks have no metadata"),
     Param::optional("prchk_guard", Kind::Bool, "Check guards; not served: blocks have no metadata"),
-    Param::optional("hdgst", Kind::Bool, "Digests of PDU headers; default: false"),
-    Param::optional("ddgst", Kind::Bool, "Digests of data; default: false"),
+    Param::optional("hdgst", Kind::Bool, "Digests of PDU headers, over TCP; default: false"),
+    Param::optional("ddgst", Kind::Bool, "Digests of data, over TCP; default: false"),
     Param::optional("fabrics_connect_timeout_us", Kind::U64, "Time for each step of connecting, in microseconds")
         .at_most(3_600_000_000),
     Param::optional(
@@ -97,16 +98,16 @@ pub(super) const DETACH: Method<InitiatorSystem> = Method::new(
 .mutates()
 .refuses_with(super::REFUSAL);
 
-fn transport(params: &Params) -> Result<(), RpcError> {
-    match params.opt_str("trtype") {
-        None => Ok(()),
-        Some(text) if text.eq_ignore_ascii_case("tcp") => Ok(()),
-        Some(_) => Err(params.invalid("trtype", "a transport that this initiator does not have").fix("give TCP")),
-    }
+fn transport(params: &Params) -> Result<Option<TransportKind>, RpcError> {
+    let Some(text) = params.opt_str("trtype") else { return Ok(None) };
+    let kinds = [TransportKind::Tcp, TransportKind::Rdma];
+    let found = kinds.into_iter().find(|kind| text.eq_ignore_ascii_case(kind.name()));
+    let unknown = || params.invalid("trtype", "a transport that this initiator does not have").fix("give TCP or RDMA");
+    found.map(Some).ok_or_else(unknown)
 }
 
-pub(super) fn socket(params: &Params, default_port: u16) -> Result<SocketAddr, RpcError> {
-    transport(params)?;
+pub(super) fn site(params: &Params, default_port: u16) -> Result<Site, RpcError> {
+    let trtype = transport(params)?.unwrap_or(TransportKind::Tcp);
     let text = params.str("traddr")?;
     let ip: IpAddr = text.parse().map_err(|_| {
         params
@@ -128,7 +129,7 @@ pub(super) fn socket(params: &Params, default_port: u16) -> Result<SocketAddr, R
             _ => return Err(params.invalid("trsvcid", "not a port").fix("give 1 to 65535 in quotes: \"4420\"")),
         },
     };
-    Ok(SocketAddr::new(ip, port))
+    Ok(Site { trtype, socket: SocketAddr::new(ip, port) })
 }
 
 /// The three timeouts, where given; those of the options otherwise.
@@ -144,7 +145,7 @@ pub(super) fn reconnect(system: &InitiatorSystem, params: &Params) -> Result<Rec
 }
 
 async fn attach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcError> {
-    let socket = socket(&params, NVME_PORT)?;
+    let site = site(&params, NVME_PORT)?;
     let Some(subnqn) = params.opt_str("subnqn") else {
         return Err(params
             .invalid("subnqn", "missing")
@@ -162,6 +163,11 @@ async fn attach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, R
     }
     for field in ["prchk_reftag", "prchk_guard"] {
         not_served(&params, field, "blocks with metadata are not served")?;
+    }
+    if site.trtype == TransportKind::Rdma {
+        for field in ["hdgst", "ddgst"] {
+            not_served(&params, field, "NVMe/RDMA has no digests: the network below it has checksums of its own")?;
+        }
     }
     for field in ["psk", "dhchap_key", "dhchap_ctrlr_key"] {
         not_served(&params, field, "connections are neither encrypted nor authenticated")?;
@@ -183,7 +189,7 @@ async fn attach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, R
     };
     let request = Attach {
         name: params.str("name")?.to_string(),
-        address: Address { socket, subnqn: subnqn.to_string(), hostnqn },
+        address: Address { site, subnqn: subnqn.to_string(), hostnqn },
         digests: (params.opt_bool("hdgst").unwrap_or(false), params.opt_bool("ddgst").unwrap_or(false)),
         multipath: match params.opt_str("multipath") {
             Some("disable") => Multipath::Disable,
@@ -201,7 +207,7 @@ async fn attach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, R
 }
 
 async fn detach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcError> {
-    transport(&params)?;
+    let trtype = transport(&params)?;
     for field in ["hostaddr", "hostsvcid"] {
         not_served(&params, field, "no path is bound to an address of this host")?;
     }
@@ -212,9 +218,10 @@ async fn detach(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, R
         Some(text) => Some(text.parse().map_err(|_| params.invalid("traddr", "not an IP address"))?),
     };
     let which = move |address: &Address| {
-        ip.is_none_or(|ip| ip == address.socket.ip())
+        trtype.is_none_or(|trtype| trtype == address.site.trtype)
+            && ip.is_none_or(|ip| ip == address.site.socket.ip())
             && family.as_ref().is_none_or(|family| family.eq_ignore_ascii_case(address.family()))
-            && port.as_ref().is_none_or(|port| *port == address.socket.port().to_string())
+            && port.as_ref().is_none_or(|port| *port == address.site.socket.port().to_string())
             && subnqn.as_ref().is_none_or(|nqn| *nqn == address.subnqn)
     };
     system.detach(params.str("name")?, which).await?;

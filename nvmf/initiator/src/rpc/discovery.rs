@@ -7,7 +7,7 @@ use nvmf::spec::fabrics::DISCOVERY_NQN;
 use schema::{Kind, Method, Param, Params, RpcError};
 use serde_json::{Value, json};
 
-use super::attach::{ADRFAM, NQN_MAX_BYTES, TRADDR, TRTYPE, reconnect, socket};
+use super::attach::{ADRFAM, NQN_MAX_BYTES, TRADDR, TRTYPE, reconnect, site};
 use super::trid_of;
 use crate::system::InitiatorSystem;
 use crate::system::discovery::{Service, Start};
@@ -62,7 +62,7 @@ async fn start(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, Rp
     let wait = params.opt_bool("wait_for_attach").unwrap_or(false).then_some(DEFAULT_WAIT);
     let start = Start {
         name: params.str("name")?.to_string(),
-        socket: socket(&params, DISCOVERY_PORT)?,
+        site: site(&params, DISCOVERY_PORT)?,
         hostnqn: params.opt_str("hostnqn").unwrap_or(system.hostnqn()).to_string(),
         reconnect: reconnect(&system, &params)?,
         wait: timeout.or(wait),
@@ -78,9 +78,9 @@ async fn stop(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, Rpc
 }
 
 fn show(service: &Arc<Service>) -> Value {
-    let referral = |socket, subnqn: &str| json!({ "trid": trid_of(socket, subnqn) });
-    let referrals: Vec<Value> = service.referrals().iter().map(|post| referral(post.socket, &post.subnqn)).collect();
-    json!({ "name": service.name, "trid": trid_of(service.socket, DISCOVERY_NQN), "referrals": referrals })
+    let referral = |site, subnqn: &str| json!({ "trid": trid_of(site, subnqn) });
+    let referrals: Vec<Value> = service.referrals().iter().map(|post| referral(post.site, &post.subnqn)).collect();
+    json!({ "name": service.name, "trid": trid_of(service.site, DISCOVERY_NQN), "referrals": referrals })
 }
 
 async fn get(system: Arc<InitiatorSystem>, _: Params) -> Result<Value, RpcError> {

@@ -11,7 +11,7 @@ use super::{MULTIPATH_OPTS, not_served, policy};
 use crate::policy::Mode;
 use crate::system::{InitiatorSystem, Settings};
 
-const RDMA: &str = "Accepted: of RDMA, over which nothing is attached";
+const RDMA: &str = "Accepted: receives and completion queues of RDMA are as large as its queues need";
 const KEYS: &str = "Accepted: of authentication, which is not served: keys are refused";
 const ONLY_ZERO: &str = "Only 0, the default, is served";
 
@@ -68,7 +68,12 @@ pub(super) const SET: Method<InitiatorSystem> = Method::new(
     Param::optional("io_path_stat", Kind::Bool, "Count I/O by path; not served"),
     Param::optional("allow_accel_sequence", Kind::Bool, "Accepted: for controllers with such sequences, of which there are none").deprecated(),
     Param::optional("rdma_max_cq_size", Kind::U32, RDMA).deprecated(),
-    Param::optional("rdma_cm_event_timeout_ms", Kind::U16, RDMA).deprecated(),
+    Param::optional(
+        "rdma_cm_event_timeout_ms",
+        Kind::U16,
+        "Time for each RDMA connection to be made, up to the controller's acceptance, milliseconds; 0, the default: as for \
+         other steps of connecting",
+    ),
     Param::optional("dhchap_digests", Kind::Set(&["sha256", "sha384", "sha512"]), KEYS).deprecated(),
     Param::optional(
         "dhchap_dhgroups",
@@ -76,11 +81,11 @@ pub(super) const SET: Method<InitiatorSystem> = Method::new(
         KEYS,
     )
     .deprecated(),
-    Param::optional("rdma_umr_per_io", Kind::Bool, RDMA).deprecated(),
+    Param::optional("rdma_umr_per_io", Kind::Bool, "Accepted: payload memory is registered once, not by command").deprecated(),
     Param::optional(
         "tcp_connect_timeout_ms",
         Kind::U32,
-        "Time for each connection to be made, up to the answer to ICReq, milliseconds; 0, the default: as for other steps of \
+        "Time for each TCP connection to be made, up to the answer to ICReq, milliseconds; 0, the default: as for other steps of \
          connecting",
     )
     .at_most(3_600_000),
@@ -152,6 +157,10 @@ async fn set(system: Arc<InitiatorSystem>, params: Params) -> Result<Value, RpcE
             .opt_u64("tcp_connect_timeout_ms")
             .filter(|ms| *ms > 0)
             .map_or(defaults.connect_timeout, |ms| Some(Duration::from_millis(ms))),
+        rdma_connect_timeout: params
+            .opt_u64("rdma_cm_event_timeout_ms")
+            .filter(|ms| *ms > 0)
+            .map_or(defaults.rdma_connect_timeout, |ms| Some(Duration::from_millis(ms))),
         mode,
         params: Some(params.as_value().clone()),
     };

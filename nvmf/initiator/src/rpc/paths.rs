@@ -82,9 +82,9 @@ fn unused(disk: &Disk) -> Vec<ShownRoute> {
 /// The transport of a path as this method shows it: what is a `trid` elsewhere, without the subsystem.
 fn transport(address: &Address) -> Value {
     json!({
-        "trtype": "TCP",
-        "traddr": address.socket.ip().to_string(),
-        "trsvcid": address.socket.port().to_string(),
+        "trtype": address.site.trtype.name(),
+        "traddr": address.site.socket.ip().to_string(),
+        "trsvcid": address.site.socket.port().to_string(),
         "adrfam": address.family(),
     })
 }

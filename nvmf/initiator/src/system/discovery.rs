@@ -2,8 +2,8 @@
 //!
 //! # What is attached
 //! A service has a first discovery controller and those that its log and theirs lead to: referrals, and other ports of the
-//! same service; each has a connection that stays ([`scout`](crate::scout)). Every entry of an NVM subsystem on TCP in any
-//! of these logs becomes a path: entries of one subsystem are paths of one controller, called by the service's name and the
+//! same service; each has a connection that stays ([`scout`](crate::scout)). Every entry of an NVM subsystem in any of these
+//! logs becomes a path, if it is on TCP, or on RDMA and the machine had a device for it when the service began: entries of one subsystem are paths of one controller, called by the service's name and the
 //! next number. An entry that is gone from all logs costs its path, and the last one the controller with its bdevs. A
 //! discovery controller that cannot be reached costs nothing: its log counts as it was read last.
 //!
@@ -15,14 +15,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_channel::oneshot;
 use futures_util::future::{Either, join_all, select};
-use nvmf::host::discovery::tcp_address;
+use nvmf::host::discovery::address_on;
 use nvmf::host::{Options as HostOptions, ReconnectPolicy};
 use nvmf::spec::fabrics::{DISCOVERY_NQN, NQN_MAX_BYTES};
 use nvmf::spec::log::{DiscoveryEntry, subtype};
@@ -32,7 +31,7 @@ use serde_json::Value;
 
 use super::{Attach, InitiatorError, InitiatorSystem, MAX_CONTROLLERS, MAX_PATHS, Multipath};
 use crate::part::Part;
-use crate::path::Address;
+use crate::path::{Address, Site, TransportKind};
 use crate::scout::{Post, Report};
 
 /// Discovery services that may be started.
@@ -56,7 +55,7 @@ pub struct Start {
     /// Name of the service, with which the names of its controllers begin.
     pub name: String,
     /// The first discovery controller.
-    pub socket: SocketAddr,
+    pub site: Site,
     /// NQN of this host.
     pub hostnqn: String,
     /// What happens when a path that was found is lost.
@@ -68,7 +67,7 @@ pub struct Start {
 }
 
 /// A path that a log lists: the subsystem, and where.
-type Entry = (String, SocketAddr);
+type Entry = (String, Site);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -101,9 +100,11 @@ pub struct Service {
     /// Its name.
     pub name: String,
     /// The first discovery controller.
-    pub socket: SocketAddr,
+    pub site: Site,
     hostnqn: String,
     reconnect: ReconnectPolicy,
+    /// The transports whose entries count: those that the machine had when the service began.
+    transports: Vec<TransportKind>,
     /// The call that started it.
     pub(super) params: Value,
     system: Weak<InitiatorSystem>,
@@ -120,13 +121,13 @@ impl Service {
 
     /// Its discovery controllers besides the first.
     pub fn referrals(&self) -> Vec<Arc<Post>> {
-        self.inner().posts.iter().filter(|post| post.socket != self.socket).cloned().collect()
+        self.inner().posts.iter().filter(|post| post.site != self.site).cloned().collect()
     }
 
     /// Why the first discovery controller cannot be reached, if it cannot.
     fn error(&self) -> Option<String> {
         let posts = self.inner().posts.clone();
-        posts.iter().find(|post| post.socket == self.socket).and_then(|post| post.report().error)
+        posts.iter().find(|post| post.site == self.site).and_then(|post| post.report().error)
     }
 
     fn is_stopping(&self) -> bool {
@@ -154,7 +155,7 @@ impl Service {
     pub(super) fn leave_alone(&self, paths: &[Address]) {
         let mut inner = self.inner();
         for path in paths {
-            if let Some(state) = inner.entries.get_mut(&(path.subnqn.clone(), path.socket)) {
+            if let Some(state) = inner.entries.get_mut(&(path.subnqn.clone(), path.site)) {
                 *state = State::LeftAlone;
             }
         }
@@ -162,41 +163,45 @@ impl Service {
 }
 
 /// The service that a referral, or another port of the same service, names.
-fn referral(entry: &DiscoveryEntry) -> Option<(SocketAddr, String)> {
+fn referral(entry: &DiscoveryEntry, with: &[TransportKind]) -> Option<(Site, String)> {
     let leads_on = matches!(entry.subtype, subtype::REFERRAL | subtype::CURRENT_DISCOVERY);
     let nqn = nul_text(&entry.subnqn).filter(|nqn| !nqn.is_empty() && nqn.len() <= NQN_MAX_BYTES);
-    Some((usable(entry).filter(|_| leads_on)?, nqn?.to_owned()))
+    Some((usable(entry, with).filter(|_| leads_on)?, nqn?.to_owned()))
 }
 
 /// The path that an entry names.
-fn path(entry: &DiscoveryEntry) -> Option<Entry> {
+fn path(entry: &DiscoveryEntry, with: &[TransportKind]) -> Option<Entry> {
     let nqn = nul_text(&entry.subnqn).filter(|nqn| !nqn.is_empty() && nqn.len() <= NQN_MAX_BYTES)?;
-    let socket = usable(entry).filter(|_| entry.subtype == subtype::NVM)?;
-    (nqn != DISCOVERY_NQN).then(|| (nqn.to_owned(), socket))
+    let site = usable(entry, with).filter(|_| entry.subtype == subtype::NVM)?;
+    (nqn != DISCOVERY_NQN).then(|| (nqn.to_owned(), site))
 }
 
-/// The address of an entry, if this host can connect to it.
-fn usable(entry: &DiscoveryEntry) -> Option<SocketAddr> {
-    let secure = entry.treq & 3 == SECURE_REQUIRED || entry.tsas[0] != 0;
-    tcp_address(entry).ok().filter(|socket| !secure && socket.port() != 0 && !socket.ip().is_unspecified())
+/// The port of an entry, if this host can connect to it.
+fn usable(entry: &DiscoveryEntry, with: &[TransportKind]) -> Option<Site> {
+    let trtype = *with.iter().find(|kind| kind.trtype() == entry.trtype)?;
+    // What is in TSAS[0] is the kind of security on TCP, and that of the queue pairs on RDMA.
+    let secure = entry.treq & 3 == SECURE_REQUIRED || trtype == TransportKind::Tcp && entry.tsas[0] != 0;
+    let socket = address_on(trtype.trtype(), entry).ok()?;
+    let possible = !secure && socket.port() != 0 && !socket.ip().is_unspecified();
+    possible.then_some(Site { trtype, socket })
 }
 
 /// The discovery controllers that the logs lead to from the first one on, nearest first.
-fn reachable(first: SocketAddr, reports: &[(Arc<Post>, Report)]) -> Vec<(SocketAddr, String)> {
+fn reachable(first: Site, reports: &[(Arc<Post>, Report)], with: &[TransportKind]) -> Vec<(Site, String)> {
     let mut found = vec![(first, DISCOVERY_NQN.to_owned())];
     let mut waiting = VecDeque::from([first]);
-    while let Some(socket) = waiting.pop_front() {
-        let report = reports.iter().find(|(post, _)| post.socket == socket).map(|(_, report)| report);
+    while let Some(site) = waiting.pop_front() {
+        let report = reports.iter().find(|(post, _)| post.site == site).map(|(_, report)| report);
         let Some(log) = report.and_then(|report| report.log.as_ref()) else { continue };
-        for (socket, subnqn) in log.entries.iter().filter_map(referral) {
+        for (site, subnqn) in log.entries.iter().filter_map(|entry| referral(entry, with)) {
             // Every NQN at one address shows the same log.
-            if found.iter().all(|(known, _)| *known != socket) {
+            if found.iter().all(|(known, _)| *known != site) {
                 if found.len() == MAX_SCOUTS {
-                    tracing::warn!(at = %socket, max = MAX_SCOUTS, "a referral too many: it is not followed");
+                    tracing::warn!(at = %site, max = MAX_SCOUTS, "a referral too many: it is not followed");
                     return found;
                 }
-                found.push((socket, subnqn));
-                waiting.push_back(socket);
+                found.push((site, subnqn));
+                waiting.push_back(site);
             }
         }
     }
@@ -204,10 +209,10 @@ fn reachable(first: SocketAddr, reports: &[(Arc<Post>, Report)]) -> Vec<(SocketA
 }
 
 /// The paths that the logs of `reports` list.
-fn listed(reports: &[(Arc<Post>, Report)]) -> BTreeSet<Entry> {
+fn listed(reports: &[(Arc<Post>, Report)], with: &[TransportKind]) -> BTreeSet<Entry> {
     let logs = reports.iter().filter_map(|(_, report)| report.log.as_ref());
     let mut found = BTreeSet::new();
-    for entry in logs.flat_map(|log| &log.entries).filter_map(path) {
+    for entry in logs.flat_map(|log| &log.entries).filter_map(|entry| path(entry, with)) {
         if found.len() == MAX_ENTRIES && !found.contains(&entry) {
             tracing::warn!(max = MAX_ENTRIES, "a discovery service lists more than is attached");
             break;
@@ -238,7 +243,7 @@ impl InitiatorSystem {
         let (system, begun) = (Arc::clone(self), Arc::clone(&service));
         self.finish(async move {
             let _turn = begun.turn.lock().await;
-            system.add_post(&begun, begun.socket, DISCOVERY_NQN.to_owned()).await
+            system.add_post(&begun, begun.site, DISCOVERY_NQN.to_owned()).await
         })
         .await?;
         let Some(wait) = wait else { return Ok(()) };
@@ -255,23 +260,28 @@ impl InitiatorSystem {
     }
 
     fn new_service(self: &Arc<Self>, start: Start) -> Result<Arc<Service>, InitiatorError> {
+        // Whoever starts one over RDMA is told what is missing.
+        self.connector(start.site, (false, false))?;
+        let kinds = [TransportKind::Tcp, TransportKind::Rdma];
+        let transports = kinds.into_iter().filter(|kind| self.has_transport(*kind)).collect();
         let mut state = self.state();
         let has = |service: &&Arc<Service>| {
             service.name == start.name
-                || service.socket == start.socket
-                || service.inner().posts.iter().any(|post| post.socket == start.socket)
+                || service.site == start.site
+                || service.inner().posts.iter().any(|post| post.site == start.site)
         };
         if let Some(service) = state.services.values().find(has) {
-            return Err(InitiatorError::Served { name: service.name.clone(), at: service.socket });
+            return Err(InitiatorError::Served { name: service.name.clone(), at: service.site });
         }
         if state.services.len() >= MAX_SERVICES {
             return Err(InitiatorError::TooMany { what: "discovery services", limit: MAX_SERVICES });
         }
         let service = Arc::new(Service {
             name: start.name.clone(),
-            socket: start.socket,
+            site: start.site,
             hostnqn: start.hostnqn,
             reconnect: start.reconnect,
+            transports,
             params: start.params,
             system: Arc::downgrade(self),
             turn: futures_util::lock::Mutex::new(()),
@@ -307,7 +317,7 @@ impl InitiatorSystem {
     async fn add_post(
         self: &Arc<Self>,
         service: &Arc<Service>,
-        socket: SocketAddr,
+        site: Site,
         subnqn: String,
     ) -> Result<(), InitiatorError> {
         let settings = self.settings();
@@ -316,18 +326,18 @@ impl InitiatorSystem {
         let home = ReactorId((id % reactors.len() as u64) as u32);
         let news = Arc::downgrade(service);
         let on_news = Box::new(move || news.upgrade().into_iter().for_each(|service| service.has_news()));
-        let post = Post::new(id, socket, subnqn.clone(), home, on_news);
+        let post = Post::new(id, site, subnqn.clone(), home, on_news);
         let options = HostOptions {
             subnqn,
             hostnqn: service.hostnqn.clone(),
             hostid: self.hostid_of(&service.hostnqn),
             discovery: true,
             step_timeout: settings.admin_timeout,
-            connect_timeout: settings.connect_timeout,
+            connect_timeout: settings.connect_timeout_on(site.trtype),
             kato_ms: settings.kato_ms,
             ..HostOptions::default()
         };
-        let connector = self.connector(socket, (false, false));
+        let connector = self.connector(site, (false, false))?;
         service.inner().posts.push(Arc::clone(&post));
         let added = reactors[home.0 as usize].call(move |cx| {
             let now = cx.now();
@@ -353,14 +363,14 @@ impl InitiatorSystem {
         };
         let posts = service.inner().posts.clone();
         let known = reports(&posts);
-        let wanted = reachable(service.socket, &known);
-        for post in posts.iter().filter(|post| wanted.iter().all(|(socket, _)| *socket != post.socket)) {
+        let wanted = reachable(service.site, &known, &service.transports);
+        for post in posts.iter().filter(|post| wanted.iter().all(|(site, _)| *site != post.site)) {
             service.inner().posts.retain(|known| known.id != post.id);
             self.end_post(post).await;
         }
-        for (socket, subnqn) in wanted {
-            let is_new = posts.iter().all(|post| post.socket != socket);
-            if is_new && self.add_post(service, socket, subnqn).await.is_err() {
+        for (site, subnqn) in wanted {
+            let is_new = posts.iter().all(|post| post.site != site);
+            if is_new && self.add_post(service, site, subnqn).await.is_err() {
                 return;
             }
         }
@@ -368,7 +378,7 @@ impl InitiatorSystem {
         let posts = service.inner().posts.clone();
         let known = reports(&posts);
         let reads = known.iter().map(|(_, report)| report.reads).sum();
-        let wanted = listed(&known);
+        let wanted = listed(&known, &service.transports);
         let (anew, due) = {
             let mut inner = service.inner();
             (std::mem::replace(&mut inner.reads, reads) != reads, std::mem::take(&mut inner.due))
@@ -378,7 +388,7 @@ impl InitiatorSystem {
         self.detach_entries(service, &gone).await;
         let all = self.attach_entries(service, &wanted, (anew, due)).await;
         let asked = known.iter().all(|(_, report)| report.reads + report.failures > 0);
-        let first = known.iter().any(|(post, report)| post.socket == service.socket && report.reads > 0);
+        let first = known.iter().any(|(post, report)| post.site == service.site && report.reads > 0);
         if asked && first {
             for waiter in service.inner().waiters.drain(..) {
                 let _ = waiter.send(());
@@ -408,8 +418,8 @@ impl InitiatorSystem {
     }
 
     /// Whether a path leads to `entry`, and whether it is the service's.
-    fn path_to(&self, service: &Service, (subnqn, socket): &Entry) -> Option<bool> {
-        let address = Address { socket: *socket, subnqn: subnqn.clone(), hostnqn: service.hostnqn.clone() };
+    fn path_to(&self, service: &Service, (subnqn, site): &Entry) -> Option<bool> {
+        let address = Address { site: *site, subnqn: subnqn.clone(), hostnqn: service.hostnqn.clone() };
         self.groups().iter().find_map(|group| {
             let inner = group.inner();
             let member = inner.members.iter().find(|member| member.path.is_at(&address))?;
@@ -449,14 +459,14 @@ impl InitiatorSystem {
 
     async fn attach_subsystem(self: &Arc<Self>, service: &Arc<Service>, entries: &[Entry]) -> bool {
         let mut all = true;
-        for (subnqn, socket) in entries.iter().take(MAX_PATHS) {
+        for (subnqn, site) in entries.iter().take(MAX_PATHS) {
             if service.is_stopping() {
                 return true;
             }
             let name = self.name_for(service, subnqn);
             let request = Attach {
                 name: name.clone(),
-                address: Address { socket: *socket, subnqn: subnqn.clone(), hostnqn: service.hostnqn.clone() },
+                address: Address { site: *site, subnqn: subnqn.clone(), hostnqn: service.hostnqn.clone() },
                 digests: (false, false),
                 multipath: Multipath::Multipath,
                 reconnect: service.reconnect,
@@ -469,7 +479,7 @@ impl InitiatorSystem {
             let attached = self.attach(request).await;
             let state = match &attached {
                 Ok(bdevs) => {
-                    tracing::info!(service = service.name, name, subnqn, at = %socket, ?bdevs, "a path was discovered");
+                    tracing::info!(service = service.name, name, subnqn, at = %site, ?bdevs, "a path was discovered");
                     State::Attached
                 }
                 Err(error) => {
@@ -478,7 +488,7 @@ impl InitiatorSystem {
                 }
             };
             all &= attached.is_ok();
-            service.inner().entries.insert((subnqn.clone(), *socket), state);
+            service.inner().entries.insert((subnqn.clone(), *site), state);
         }
         all
     }
@@ -505,7 +515,7 @@ impl InitiatorSystem {
 
     /// Detaches entries that are paths of the service, and forgets them.
     async fn detach_entries(self: &Arc<Self>, service: &Arc<Service>, gone: &[Entry]) {
-        let mut by_name: BTreeMap<String, BTreeSet<SocketAddr>> = BTreeMap::new();
+        let mut by_name: BTreeMap<String, BTreeSet<Site>> = BTreeMap::new();
         for entry in gone {
             let name = service.inner().names.get(&entry.0).cloned();
             if let Some(name) = name.filter(|_| self.path_to(service, entry) == Some(true)) {
@@ -513,7 +523,7 @@ impl InitiatorSystem {
             }
         }
         for (name, sockets) in by_name {
-            let detached = self.detach_paths(&name, move |address| sockets.contains(&address.socket)).await;
+            let detached = self.detach_paths(&name, move |address| sockets.contains(&address.site)).await;
             match detached {
                 Ok(()) | Err(InitiatorError::NotFound { .. } | InitiatorError::NoSuchPath { .. }) => {}
                 Err(error) => tracing::warn!(service = service.name, name, %error, "it goes as soon as it can"),
@@ -541,6 +551,6 @@ impl InitiatorSystem {
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Service({}, {})", self.name, self.socket)
+        write!(f, "Service({}, {})", self.name, self.site)
     }
 }

@@ -1,7 +1,6 @@
 //! Why something could not be done to a controller.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bdev::core::BdevError;
@@ -9,6 +8,7 @@ use reactor::reactor::Gone;
 use schema::{Errno, RpcError};
 
 use crate::home::Denial;
+use crate::path::{Site, TransportKind};
 
 /// Why something could not be done to a controller.
 #[derive(Debug)]
@@ -93,6 +93,13 @@ pub enum InitiatorError {
         /// So many reactors there are.
         wanted: usize,
     },
+    /// This machine lacks what a transport takes.
+    NoTransport {
+        /// The transport.
+        trtype: TransportKind,
+        /// What is missing, and how to get it.
+        why: String,
+    },
     /// It cannot be connected.
     Connect {
         /// What.
@@ -112,7 +119,7 @@ pub enum InitiatorError {
         /// Its name.
         name: String,
         /// Where it begins.
-        at: SocketAddr,
+        at: Site,
     },
     /// There is no such discovery service.
     NoService {
@@ -165,6 +172,9 @@ impl fmt::Display for InitiatorError {
             InitiatorError::TooMany { what, limit } => write!(f, "there are {limit} {what}, and may be no more"),
             InitiatorError::FewQueues { granted, wanted } => {
                 write!(f, "the controller grants {granted} I/O queues, and each of the {wanted} reactors needs one")
+            }
+            InitiatorError::NoTransport { trtype, why } => {
+                write!(f, "there is no NVMe/{} on this machine: {why}", trtype.name())
             }
             InitiatorError::Connect { to, why } => write!(f, "cannot connect to {to}: {why}"),
             InitiatorError::Refused { path, why } => write!(f, "{path}: {why}"),
@@ -230,6 +240,9 @@ impl From<InitiatorError> for RpcError {
             InitiatorError::TooMany { .. } => RpcError::errno(Errno::NOSPC, &text).fix("detach one that is not needed"),
             InitiatorError::FewQueues { granted, .. } => RpcError::errno(Errno::NOSPC, &text)
                 .fix(format!("allow more queues at the target, or start this server on {granted} cores")),
+            InitiatorError::NoTransport { trtype, .. } => {
+                RpcError::errno(Errno::NODEV, &text).field("trtype").value(trtype.name())
+            }
             InitiatorError::Connect { .. } => RpcError::errno(Errno::IO, &text)
                 .field("traddr")
                 .fix("look whether the target listens there, knows the subsystem and allows this host"),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bdev::conformance::world::{Started, VirtualClock};
 use bdev::conformance::{World, WorldConfig};
 use bdev::core::BdevSystem;
-use initiator::path::Address;
+use initiator::path::{Address, Site};
 use initiator::system::{Attach, Multipath};
 use initiator::{InitiatorSystem, Part};
 use nvmf::host::ReconnectPolicy;
@@ -22,6 +22,7 @@ use nvmf::target::poll_group::{Loads, PollGroup};
 use nvmf::target::shared::ControllerTable;
 use nvmf::target::system::NvmfSystem;
 use nvmf::target::view::{ListenAddress, TransportKind, TransportOptions};
+use nvmf::tcp::host_transport::TcpHost;
 use nvmf::tcp::transport::TcpTransport;
 use reactor::buffer::Region;
 use reactor::file::{EngineChoice, FileEngine, Files};
@@ -142,11 +143,12 @@ impl Pair {
                 std::thread::yield_now();
             }
         });
+        let network = machine.network();
         let mut host = World::new(machine, config, after_step);
         for n in 0..host.reactor_count() {
             Part::install(host.context(n));
         }
-        let initiator = InitiatorSystem::new(host.system());
+        let initiator = InitiatorSystem::new(host.system(), vec![Arc::new(TcpHost { network })]);
         Pair { host, initiator, target }
     }
 }
@@ -159,7 +161,7 @@ pub async fn on_target<R: Send + 'static>(started: Started<R>) -> R {
 pub fn attach(name: &str, socket: SocketAddr) -> Attach {
     Attach {
         name: name.into(),
-        address: Address { socket, subnqn: NQN.into(), hostnqn: HOST.into() },
+        address: Address { site: Site::tcp(socket), subnqn: NQN.into(), hostnqn: HOST.into() },
         digests: (false, false),
         multipath: Multipath::Multipath,
         reconnect: ReconnectPolicy::from_seconds(60, 1, 0).expect("a policy"),

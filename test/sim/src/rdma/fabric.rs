@@ -37,6 +37,7 @@ impl Fabric for SimFabric {
         let mut state = self.0.lock();
         let state = &mut *state;
         let id = state.rdma.draw();
+        state.net.attempts.push((state.agenda.now, addr.into()));
         state.rdma.resolving.insert(id, Resolving { ready: false });
         let delay = State::skewed(&mut state.rng, state.rdma.rules.delay_ns);
         state.agenda.after(delay, Event::Rdma(RdmaEvent::Resolved { connecting: id }));

@@ -8,15 +8,15 @@ use std::time::Duration;
 use bdev::core::runtime::SharedRuntime;
 use bdev::core::{BdevEvent, ChannelId, ClientId, Descriptor, IoRequest, IoStatus, Op};
 use bdev::modules::malloc::{self, MallocOptions};
-use initiator::path::{Address, PathState};
+use initiator::path::{Address, PathState, Site};
 use initiator::system::{Attach, Multipath};
 use initiator::{InitiatorError, InitiatorSystem, Part};
 use nvmf::host::ReconnectPolicy;
 use nvmf::target::model::NewListener;
-use nvmf::target::view::TransportOptions;
+use nvmf::target::view::{TransportKind, TransportOptions};
 use reactor::buffer::PoolConfig;
 use reactor::{Buffers, Instant};
-use ringstone_sim::target::{NQN, Target, address, listen_address};
+use ringstone_sim::target::{NQN, Target, address, host_transports, listen_on};
 use ringstone_sim::{Rng, Sim, World, WorldConfig};
 
 pub const BDEV: &str = "Nvme0n1";
@@ -41,6 +41,7 @@ pub struct Probe {
 }
 
 pub struct Stage {
+    pub kind: TransportKind,
     pub sim: Arc<Sim>,
     pub world: World,
     pub target: Target,
@@ -48,7 +49,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub fn new(seed: u64) -> Stage {
+    pub fn new(kind: TransportKind, seed: u64) -> Stage {
         let (sim, mut rng) = (Sim::new(seed), Rng::new(seed));
         let config = WorldConfig {
             reactors: 1 + rng.below(3) as usize,
@@ -61,13 +62,13 @@ impl Stage {
         let system = Arc::clone(world.system());
         let volume = async move { malloc::create(&system, "vol", None, MallocOptions::new(4096, 64)).await };
         world.block_on("the volume", volume).expect("the name is free");
-        let target = Target::install(&mut world, TransportOptions::default());
+        let target = Target::install_over(&mut world, kind, TransportOptions::default());
         target.serve(&mut world, &["vol".into()]);
         for n in 0..world.reactor_count() {
             Part::install(world.context(n));
         }
-        let initiator = InitiatorSystem::new(world.system());
-        Stage { sim, world, target, initiator }
+        let initiator = InitiatorSystem::new(world.system(), host_transports(&world));
+        Stage { kind, sim, world, target, initiator }
     }
 
     pub fn attach(
@@ -78,7 +79,11 @@ impl Stage {
     ) -> Result<Vec<String>, InitiatorError> {
         let attach = Attach {
             name: "Nvme0".into(),
-            address: Address { socket, subnqn: NQN.into(), hostnqn: "nqn.2026-11.io.ringstone:sim-host".into() },
+            address: Address {
+                site: self.site(socket),
+                subnqn: NQN.into(),
+                hostnqn: "nqn.2026-11.io.ringstone:sim-host".into(),
+            },
             digests: (false, false),
             multipath,
             reconnect: ReconnectPolicy::from_seconds(loss, delay, fail).expect("a policy"),
@@ -92,13 +97,17 @@ impl Stage {
         self.world.block_on("a path", async move { initiator.attach(attach).await })
     }
 
+    pub fn site(&self, socket: SocketAddr) -> Site {
+        Site { trtype: self.kind, socket }
+    }
+
     pub fn listen(&mut self, socket: SocketAddr, listens: bool) {
-        let nvmf = Arc::clone(&self.target.nvmf);
+        let (nvmf, address) = (Arc::clone(&self.target.nvmf), listen_on(self.kind, socket));
         let changed = async move {
-            let new = NewListener { address: listen_address(socket), ana_state: None, sock_impl: None };
+            let new = NewListener { address: address.clone(), ana_state: None, sock_impl: None };
             match listens {
                 true => nvmf.add_listener(NQN, new).await.expect("the port is free"),
-                false => nvmf.remove_listener(NQN, listen_address(socket)).await.expect("it listens"),
+                false => nvmf.remove_listener(NQN, address).await.expect("it listens"),
             }
         };
         self.world.block_on("the listener", changed);
@@ -114,7 +123,7 @@ impl Stage {
 
     /// The port in use.
     pub fn port(&self) -> SocketAddr {
-        self.initiator.groups()[0].paths()[0].addresses()[0].socket
+        self.initiator.groups()[0].paths()[0].addresses()[0].site.socket
     }
 
     /// The target stops to listen at `socket`; returns when the path is known to be lost.
