@@ -108,7 +108,7 @@ fn options_that_make_no_sense_say_what_would() {
 }
 
 /// Two cores that this process may use, as a list; `None` if there is one.
-fn two_cores() -> Option<String> {
+pub fn two_cores() -> Option<String> {
     let allowed = rustix::thread::sched_getaffinity(None).expect("there are cores");
     let mut cores = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
     Some(format!("{},{}", cores.next()?, cores.next()?))

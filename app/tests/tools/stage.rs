@@ -22,9 +22,15 @@ pub struct Stage {
 impl Stage {
     #[track_caller]
     pub fn start() -> Stage {
+        Stage::start_with(&[])
+    }
+
+    /// With more options of the server.
+    #[track_caller]
+    pub fn start_with(args: &[&str]) -> Stage {
         let scratch = Scratch::new();
         let port = free_port();
-        let server = Server::start(&scratch, &["--empty"]);
+        let server = Server::start(&scratch, &[&["--empty"], args].concat());
         for (method, params) in [
             ("bdev_malloc_create", json!({"name": "M1", "num_blocks": BLOCKS, "block_size": 512})),
             ("bdev_malloc_create", json!({"name": "M2", "num_blocks": 2048, "block_size": 4096})),
