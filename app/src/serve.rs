@@ -156,6 +156,7 @@ fn run(options: &Options, log: &Arc<Log>) -> Result<(), String> {
         None => defaults::state_dir()?,
     };
     let cores = choose_cores(options)?;
+    raise_open_files();
     let engine = match options.file_engine {
         Engine::Auto => EngineChoice::Auto,
         Engine::Uring => EngineChoice::Uring,
@@ -193,6 +194,17 @@ fn run(options: &Options, log: &Arc<Log>) -> Result<(), String> {
     runtime.shutdown_timeout(Duration::from_millis(200));
     reactors.stop().map_err(|e| format!("a reactor ended badly: {e}"))?;
     served
+}
+
+/// A connection is a descriptor: there may be as many as the host lets this process have.
+fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+    {
+        tracing::warn!(%error, limit = limit.current, "connections are limited by the open files that this process may have");
+    }
 }
 
 /// Puts the bdev layer and its front ends on a reactor.

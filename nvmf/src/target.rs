@@ -17,6 +17,7 @@
 //! | [`poll_group`] | one reactor's queue pairs and the commands on them |
 //! | [`shared`] | what the queues of one controller share across reactors |
 //! | [`system`] | the control plane, and its seam to poll groups |
+//! | [`memory`] | the most memory that hosts can make the target take |
 //! | [`transport`] | what a transport is to the target |
 //! | [`balance`] | moving queues between reactors by load |
 //! | [`admin`] | the admin commands of a controller |
@@ -30,6 +31,7 @@ pub mod connect;
 pub mod controller;
 pub mod discovery;
 mod io;
+pub mod memory;
 pub mod model;
 pub mod poll_group;
 pub mod shared;

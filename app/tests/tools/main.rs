@@ -6,6 +6,7 @@ mod common;
 mod bdevperf;
 mod library;
 mod look;
+mod memory;
 mod moving;
 mod perf;
 mod progress;

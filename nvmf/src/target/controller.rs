@@ -63,7 +63,7 @@ pub const MAX_ABORTS: u8 = 4;
 /// controller that is disabled under load.
 const READY_TIMEOUT: u8 = 20;
 /// Namespaces that the Changed Attached Namespace List can name.
-const MAX_CHANGED_NAMESPACES: usize = 1024;
+pub(super) const MAX_CHANGED_NAMESPACES: usize = 1024;
 
 /// What a controller is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -200,6 +200,11 @@ struct Qp {
     due_since: Option<Instant>,
 }
 
+/// Memory of one queue pair in its poll group, beside its transport's, with queues of `depth` entries at most.
+pub(super) const fn queue_pair_bytes(depth: usize) -> usize {
+    size_of::<Qp>() + (depth + 1) * size_of::<Work>()
+}
+
 /// A subsystem as this reactor uses it.
 struct LocalSubsystem {
     nqn: String,

@@ -22,7 +22,7 @@ use crate::target::transport::{AbortOutcome, Acceptor, Event, Incoming, Life, Pl
 use crate::target::view::{ListenAddress, TransportKind, TransportOptions};
 
 /// Bytes that one receive takes at most, besides data that lands in its place.
-const SCRATCH_BYTES: usize = 256 * 1024;
+pub(crate) const SCRATCH_BYTES: usize = 256 * 1024;
 /// Slices gathered into one send.
 const SEND_SLICES: usize = 512;
 /// The same for sends of at most [`SMALL_SEND_BYTES`].
@@ -59,16 +59,25 @@ impl Transport for TcpTransport {
 
     fn listen(&self, address: &ListenAddress, options: &TransportOptions) -> io::Result<Box<dyn Acceptor>> {
         let listener = self.network.listen(address.socket_addr(), BACKLOG)?;
-        let slots = options.max_queue_depth.max(options.max_aq_depth);
-        let config = connection::Config {
-            slots: u16::try_from(slots).unwrap_or(u16::MAX - 1).min(u16::MAX - 1),
-            max_io_bytes: options.max_io_size,
-            in_capsule_bytes: options.in_capsule_data_size,
-            maxh2cdata: options.max_io_size.max(4096),
-            ..connection::Config::default()
-        };
+        let config = config(options);
         Ok(Box::new(TcpAcceptor { listener, config, failed: false, watch: None }))
     }
+}
+
+fn config(options: &TransportOptions) -> connection::Config {
+    let slots = options.max_queue_depth.max(options.max_aq_depth);
+    connection::Config {
+        slots: u16::try_from(slots).unwrap_or(u16::MAX - 1).min(u16::MAX - 1),
+        max_io_bytes: options.max_io_size,
+        in_capsule_bytes: options.in_capsule_data_size,
+        maxh2cdata: options.max_io_size.max(4096),
+        ..connection::Config::default()
+    }
+}
+
+/// The most memory that one queue pair holds, beside payloads and what it has received and not taken.
+pub(crate) fn queue_bytes(options: &TransportOptions) -> usize {
+    size_of::<TcpQpair>() + config(options).memory_bytes()
 }
 
 struct TcpAcceptor {
