@@ -231,12 +231,13 @@ pub struct RsocketWires {
 pub const MAX_RSOCKETS: usize = verbs::MAX_CONNECTIONS + verbs::MAX_LISTENERS;
 
 impl RsocketWires {
-    /// With queues and buffers as `options` says.
+    /// With queues and buffers as `options` says. The first one of a process takes its time: it makes librdmacm ready, so that
+    /// nobody who connects or accepts waits for that.
     ///
     /// # Errors
     /// What is missing: a library, a device. When the host refuses a thread.
     pub fn new(options: RsocketOptions) -> io::Result<RsocketWires> {
-        verbs::devices()?;
+        verbs::prepare_rsockets()?;
         Ok(RsocketWires { closer: Arc::new(Closer::new(MAX_RSOCKETS)?), options })
     }
 

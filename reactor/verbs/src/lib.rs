@@ -44,4 +44,4 @@ pub use fabric::VerbsFabric;
 pub use hub::{Exposed, Hub};
 pub use memory::{Access, MemoryRegion, ProtectionDomain};
 pub use queue::{CompletionChannel, CompletionQueue, Piece, QueuePair, SharedReceiveQueue, WorkCompletion};
-pub use rsocket::{MAX_CONNECTIONS, MAX_LISTENERS, Rsocket, RsocketOptions};
+pub use rsocket::{MAX_CONNECTIONS, MAX_LISTENERS, Rsocket, RsocketOptions, prepare as prepare_rsockets};

@@ -86,6 +86,20 @@ impl Place {
     }
 }
 
+/// Makes librdmacm ready for all rsockets that this process may have. The first rsocket does so too, but then it is the one who
+/// connects or accepts that waits.
+///
+/// # Errors
+/// What is missing: a library, a device.
+pub fn prepare() -> Result<()> {
+    let libraries = libraries()?;
+    crate::device::devices()?;
+    for service in [Service::Connections, Service::Listeners] {
+        service.places().make_room(service.limit(), || start_once(service, libraries).is_ok());
+    }
+    Ok(())
+}
+
 impl Places {
     /// rsockets that fit before the array moves. One start comes with the first of them, and the thread itself has a place.
     fn room(&self) -> usize {
