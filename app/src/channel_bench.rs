@@ -86,7 +86,10 @@ pub fn main(options: &Options) -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    let config = SessionConfig { silence: Duration::from_millis(options.silence_ms), ..SessionConfig::default() };
+    let silence = Duration::from_millis(options.silence_ms);
+    // Where so long a silence means nothing, so long a greeting does not either.
+    let handshake = SessionConfig::default().handshake.max(silence);
+    let config = SessionConfig { silence, handshake, ..SessionConfig::default() };
     match (options.listen, options.connect) {
         (Some(addr), _) => {
             let wires = wires(*options.transports.first().unwrap_or(&Kind::Tcp))?;
@@ -201,9 +204,15 @@ impl Duplex {
         Duplex { total, chunk: vec![0; CHUNK_BYTES], ..Duplex::default() }
     }
 
-    /// Sends and takes what goes; whether anything moved.
+    /// Sends and takes what goes; whether anything moved. One direction may end long before the other.
     fn step(&mut self, channel: &mut Channel, now: Instant) -> Result<bool, String> {
-        let before = (self.sent, self.got);
+        let gave = self.give(channel, now);
+        Ok(self.take(channel, now)? || gave)
+    }
+
+    /// Sends what there is room for; whether anything moved.
+    fn give(&mut self, channel: &mut Channel, now: Instant) -> bool {
+        let before = self.sent;
         while self.sent < self.total {
             let n = (self.total - self.sent).min(CHUNK_BYTES as u64).min(channel.room() as u64) as usize;
             if n == 0 {
@@ -217,6 +226,14 @@ impl Duplex {
         if self.sent == self.total {
             channel.finish();
         }
+        before != self.sent
+    }
+
+    /// Takes what is there, and compares it; whether anything moved.
+    fn take(&mut self, channel: &mut Channel, now: Instant) -> Result<bool, String> {
+        if self.ended {
+            return Ok(false);
+        }
         match channel.recv(&mut self.chunk, now).map_err(|e| e.to_string())? {
             Received::Bytes(n) => {
                 let wrong = (0..n).find(|&offset| self.chunk[offset] != pattern(self.got + offset as u64));
@@ -224,12 +241,15 @@ impl Duplex {
                     return Err(format!("byte {} is not what was sent", self.got + offset as u64));
                 }
                 self.got += n as u64;
+                Ok(true)
             }
-            Received::End if self.got == self.total => self.ended = true,
-            Received::End => return Err(format!("the stream ended after {} of {} bytes", self.got, self.total)),
-            Received::Nothing => {}
+            Received::End if self.got == self.total => {
+                self.ended = true;
+                Ok(false)
+            }
+            Received::End => Err(format!("the stream ended after {} of {} bytes", self.got, self.total)),
+            Received::Nothing => Ok(false),
         }
-        Ok(before != (self.sent, self.got))
     }
 }
 
@@ -286,7 +306,6 @@ impl Served {
             return Ok(Some(true));
         };
         busy |= match request {
-            Request::Check { .. } if self.duplex.ended => false,
             Request::Check { .. } => self.duplex.step(&mut self.channel, now)?,
             Request::Echo { size } => self.echo(size as usize, now)?,
             Request::Sink => self.sink(now)?,
@@ -395,17 +414,21 @@ fn check(options: &Options, addr: SocketAddr, config: SessionConfig) -> Result<(
         channel.send(&Request::Check { total }.bytes(), began);
         channels.push((channel, Duplex::new(total)));
     }
+    let mut told = options.json;
     while !channels.iter().all(|(channel, duplex)| duplex.ended && channel.is_done()) {
         let now = clock.now();
         let mut busy = false;
+        if !told && channels.iter().all(|(channel, _)| channel.is_open()) {
+            told = true;
+            say!("{count} channels are open");
+            let _ = std::io::stdout().flush();
+        }
         for (n, (channel, duplex)) in channels.iter_mut().enumerate() {
             if duplex.ended && channel.is_done() {
                 continue;
             }
             busy |= channel.poll(now).map_err(|e| format!("channel {n}: {e}"))?;
-            if !duplex.ended {
-                busy |= duplex.step(channel, now).map_err(|e| format!("channel {n}: {e}"))?;
-            }
+            busy |= duplex.step(channel, now).map_err(|e| format!("channel {n}: {e}"))?;
         }
         idle.after(busy);
     }
@@ -644,6 +667,47 @@ mod tests {
             let _ = server.join().unwrap();
             checked.unwrap();
         });
+    }
+
+    #[test]
+    fn what_is_left_of_one_direction_is_sent_when_the_other_has_ended() {
+        let wires = wires(Kind::Tcp).unwrap();
+        let config = SessionConfig { silence: Duration::from_secs(300), ..SessionConfig::default() };
+        let mut listener = ChannelListener::listen(&*wires, "127.0.0.1:0".parse().unwrap(), 1, config).unwrap();
+        let clock = OsClock::default();
+        let mut near = Channel::connect(&*wires, listener.local_addr(), config, clock.now()).unwrap();
+        // More than the channels and the host's sockets hold together.
+        let total = 32 << 20;
+        near.send(&Request::Check { total }.bytes(), clock.now());
+        let mut from_near = Duplex::new(total);
+        let mut far = loop {
+            if let Some(channel) = listener.accept(clock.now()).unwrap() {
+                break Served::new(channel);
+            }
+        };
+        // The far end takes everything and gives nothing.
+        while !far.duplex.ended {
+            let now = clock.now();
+            near.poll(now).unwrap();
+            from_near.give(&mut near, now);
+            if far.request.is_none() {
+                far.step(now).unwrap();
+            } else {
+                far.channel.poll(now).unwrap();
+                far.duplex.take(&mut far.channel, now).unwrap();
+            }
+        }
+        assert_eq!((far.duplex.got, far.duplex.sent), (total, 0));
+        let mut over = false;
+        while !(over && from_near.ended && near.is_done()) {
+            let now = clock.now();
+            over = over || far.step(now).unwrap().is_none();
+            if !near.is_done() {
+                near.poll(now).unwrap();
+            }
+            from_near.step(&mut near, now).unwrap();
+        }
+        assert_eq!(from_near.got, total);
     }
 
     #[test]
