@@ -56,3 +56,10 @@ soft_roce() {
 no_soft_roce() {
     [ ! -e /sys/class/infiniband/rxe0 ] || rdma link delete rxe0
 }
+
+# ram_disk: an ext4 file system on memory at /srv, on which holes can be punched and ranges zeroed.
+ram_disk() {
+    [ ! -e /dev/ram0 ] || return 0
+    modprobe brd rd_nr=1 rd_size=1572864 &&
+        mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=1 /dev/ram0 && mount -t ext4 /dev/ram0 /srv
+}

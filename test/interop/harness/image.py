@@ -65,6 +65,10 @@ IMAGES_KEPT = 4
 PACKAGES_KEPT = 3
 
 
+class NoKernel(HarnessError):
+    """apt offers no kernel of the series that was asked for."""
+
+
 def run(command, **kwargs):
     """Runs a host command; its standard output, or a HarnessError that shows why it failed."""
     done = subprocess.run(command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -382,9 +386,9 @@ def build(series, guest_folder, say):
     packages.install_missing()
     newest = packages.newest_kernel(series)
     if newest is None:
-        raise HarnessError(
-            f"apt offers no package linux-image-{series}.*-amd64 on this machine. Kernel 6.1 is in Debian 12; 6.12 is in "
-            "Debian 13 and in bookworm-backports. Add that source and run `apt-get update`, or choose another --kernel.")
+        raise NoKernel(
+            f"apt offers no package linux-image-{series}.*-amd64 on this machine. Kernel 6.1 is in Debian 12; 6.12 is in Debian "
+            "13, and in bookworm-security for Debian 12. Add that source and run `apt-get update`, or choose another --kernel.")
     package, version = newest
     guest_files = sorted(path for path in Path(guest_folder).iterdir() if path.is_file())
     inputs = [package, version, *MODULES, Path(__file__).read_text()]

@@ -1,9 +1,11 @@
 """Ringstone inside the guest, for what the guest cannot reach from outside: RDMA over a software device."""
 
 import json
+import re
 import shlex
 
 PROGRAM = "/opt/ringstone"
+PORT = 4420
 ADDRESS = "10.0.2.15"
 STATE = "/run/inside"
 SOCKET = f"{STATE}/rpc.sock"
@@ -33,11 +35,58 @@ class Inside:
         out = self.t.sh(self.command(method, **params), 240)
         return json.loads(out) if out.strip() else None
 
-    def listener(self, nqn, port=4420, trtype="RDMA"):
+    def start_rdma(self, **options):
+        """Starts it with a device and the transport, ready for subsystems."""
+        self.t.sh("soft_roce && modprobe nvme-rdma")
+        self.start()
+        self.rpc("nvmf_create_transport", trtype="RDMA", **options)
+
+    def malloc(self, nqn, nsid, mib, name=None):
+        """A namespace in memory."""
+        name = name or f"memory-{nsid}"
+        self.rpc("bdev_malloc_create", name=name, num_blocks=mib * 2048, block_size=512)
+        self.add_namespace(nqn, nsid, name)
+
+    def file(self, nqn, nsid, mib):
+        """A namespace that survives the process: a file on a ram disk. Its name."""
+        name = f"file-{nsid}"
+        self.t.sh(f"ram_disk && rm -f /srv/{name} && truncate -s {mib}M /srv/{name}")
+        self.rpc("bdev_uring_create", name=name, filename=f"/srv/{name}", block_size=512)
+        self.add_namespace(nqn, nsid, name)
+        return name
+
+    def resize_file(self, name, mib):
+        self.t.sh(f"truncate -s {mib}M /srv/{name}")
+        self.rpc("bdev_uring_rescan", name=name)
+
+    def add_namespace(self, nqn, nsid, name):
+        self.rpc("nvmf_subsystem_add_ns", nqn=nqn, namespace={"bdev_name": name, "nsid": nsid})
+
+    def remove_namespace(self, nqn, nsid):
+        self.rpc("nvmf_subsystem_remove_ns", nqn=nqn, nsid=nsid)
+
+    def connect(self, nqn, options="--nr-io-queues 2"):
+        """The kernel's host connects over RDMA; the controller's name such as "nvme0"."""
+        host = self.t.hosts[0]
+        self.t.sh(f"nvme connect --transport rdma --traddr {ADDRESS} --trsvcid {PORT} --nqn {nqn} --hostnqn {host.nqn} "
+                  f"--hostid {host.id} {options}", 240)
+        return self.t.sh(f"controller {nqn} {host.nqn}")
+
+    def await_no_controllers(self, nqn):
+        self.t.eventually(f"{self.command('nvmf_subsystem_get_controllers', nqn=nqn)} | grep -q '^\\[\\]'", 240)
+
+    def process(self):
+        """What the process holds: descriptors, threads, resident KiB."""
+        status = self.t.sh(f"cat /proc/$(cat {STATE}/pid)/status")
+        number = lambda name: int(re.search(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[1])
+        descriptors = int(self.t.sh(f"ls /proc/$(cat {STATE}/pid)/fd | wc -l"))
+        return {"descriptors": descriptors, "threads": number("Threads"), "resident_kib": number("VmRSS")}
+
+    def listener(self, nqn, port=PORT, trtype="RDMA"):
         self.rpc("nvmf_subsystem_add_listener", nqn=nqn, listen_address={
             "trtype": trtype, "adrfam": "IPv4", "traddr": ADDRESS, "trsvcid": str(port)})
 
-    def subsystem(self, nqn, port=4420):
+    def subsystem(self, nqn, port=PORT):
         self.rpc("nvmf_create_subsystem", nqn=nqn, allow_any_host=True, serial_number="INSIDE01", max_namespaces=16)
         self.listener(nqn, port)
 

@@ -244,11 +244,7 @@ class Nvmet:
             set -e
             modprobe nvmet-tcp
             grep -q ' /sys/kernel/config ' /proc/mounts || mount -t configfs configfs /sys/kernel/config
-            if [ ! -e /dev/ram0 ]; then
-                modprobe brd rd_nr=1 rd_size=1572864
-                mkfs.ext4 -q -O ^has_journal -E lazy_itable_init=1 /dev/ram0
-                mount -t ext4 /dev/ram0 /srv
-            fi
+            ram_disk
             mkdir {self._base}/ports/1
             cd {self._base}/ports/1
             echo tcp > addr_trtype; echo ipv4 > addr_adrfam
