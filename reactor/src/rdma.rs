@@ -196,6 +196,15 @@ impl Post {
     }
 }
 
+/// How often a device was told of work, since its hub was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doorbells {
+    /// Of work on send queues.
+    pub sends: u64,
+    /// Of receives.
+    pub receives: u64,
+}
+
 /// Why a post was not taken. Nothing of it was posted.
 #[derive(Debug)]
 pub struct Refused {
@@ -455,10 +464,11 @@ pub trait Hub: Send {
     /// Whether receives are posted to a shared queue.
     fn has_shared_receives(&self) -> bool;
 
-    /// Posts a receive as long as the buffer: to the endpoint's own queue, or (`None`) to the shared one.
+    /// Posts a receive as long as the buffer: to the endpoint's own queue, or (`None`) to the shared one. It is there after the
+    /// next [`Hub::flush`], [`Hub::poll`], [`Hub::connect`] or [`Hub::accept`].
     ///
     /// # Errors
-    /// When the queue is full or has failed; the buffer comes back.
+    /// When the queue is full; the buffer comes back. What a device refuses later fails the queue pair, or all of the hub.
     ///
     /// # Panics
     /// If the buffer is of no known memory, or the queue that is named does not exist.
@@ -476,13 +486,17 @@ pub trait Hub: Send {
     /// If the chain is empty, its transfers are longer than its data, or memory is not known.
     fn post(&mut self, endpoint: EndpointId, post: Post) -> Result<(), Box<Refused>>;
 
-    /// Starts what was posted. What a device refuses here fails its queue pair.
+    /// Starts what was posted, receives first: for each queue, the device is told once of all that follows each other. What
+    /// it refuses here fails its queue pair.
     fn flush(&mut self);
+
+    /// How often the device was told of work.
+    fn doorbells(&self) -> Doorbells;
 
     /// Takes completions of some work; how many work requests that were. 0: there is none now.
     ///
     /// # Errors
-    /// When the completion queue has failed: everything on it is lost.
+    /// When the completion queue or the shared receive queue has failed: everything on it is lost.
     fn poll(&mut self, out: &mut Vec<Done>) -> io::Result<usize>;
 
     /// Takes what else has happened. To be called when [`Hub::source`] was ready, and after that until nothing comes.

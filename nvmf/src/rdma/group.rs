@@ -107,6 +107,9 @@ pub struct HubState {
     receives_wanted: u32,
     spare_receives: Vec<Buffer>,
     spare_heads: Vec<Buffer>,
+    /// Of both, how many there are in all, with those that are in use.
+    receives_made: usize,
+    heads_made: usize,
     events_due: bool,
     /// Taken off the completion queue and not yet sorted in.
     done: Vec<Done>,
@@ -182,10 +185,7 @@ impl RdmaGroup {
             Err(error) => return Err((Some(link), error)),
         };
         let hub = &mut self.hubs[index];
-        let heads = match hub.heads(admission.heads as usize).and_then(|heads| {
-            hub.make_receives(admission.receives)?;
-            Ok(heads)
-        }) {
+        let heads = match hub.make_receives(admission.receives).and_then(|()| hub.heads(admission.heads as usize)) {
             Ok(heads) => heads,
             Err(error) => return Err((Some(link), error)),
         };
@@ -219,13 +219,26 @@ impl RdmaGroup {
         let limits = link.limits();
         let shared_receives = options.shared_receives.min(limits.srq_wr);
         let completions = options.completions.max(HUB_COMPLETIONS).min(limits.cqe);
-        let Some(entries_left) = completions.checked_sub(shared_receives) else {
+        let Some(left) = completions.checked_sub(shared_receives) else {
             let text =
                 format!("the device has only {completions} completion queue entries: give a smaller max_srq_depth");
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, text));
         };
-        let mut hub = link.hub(HubConfig { completions, shared_receives, announce: true })?;
+        // Before anything is made for it, which a host could ask for over and over.
+        if left < entries_for(admission, shared_receives > 0) {
+            let text = "the device's completion queues are too small for such a queue: give a smaller max_queue_depth";
+            return Err(io::Error::new(io::ErrorKind::OutOfMemory, text));
+        }
+        let config = |shared_receives| HubConfig { completions, shared_receives, announce: true };
+        let mut hub = match link.hub(config(shared_receives)) {
+            Err(error) if shared_receives > 0 => {
+                tracing::warn!(device = link.device().name, %error, "no shared receive queue: each queue pair has its own");
+                link.hub(config(0))?
+            }
+            made => made?,
+        };
         hub.register(pool, false)?;
+        let entries_left = if hub.has_shared_receives() { left } else { completions };
         let counters = DeviceStats { name: hub.device().name.clone(), ..DeviceStats::default() };
         let watch = Some(cx.watch(self.poller, hub.source(), self.key)?);
         let state = HubState {
@@ -240,6 +253,8 @@ impl RdmaGroup {
             receives_wanted: 0,
             spare_receives: Vec::new(),
             spare_heads: Vec::new(),
+            receives_made: 0,
+            heads_made: 0,
             events_due: true,
             done: Vec::new(),
             counters,
@@ -248,7 +263,7 @@ impl RdmaGroup {
             if let Some(watch) = state.watch {
                 cx.unwatch(watch);
             }
-            let text = "the device's completion queues are too small for such a queue: give a smaller max_queue_depth";
+            let text = "the device's completion queues are too small for such a queue without shared receives";
             return Err(io::Error::new(io::ErrorKind::OutOfMemory, text));
         }
         Ok(self.hubs.insert(state))
@@ -305,9 +320,7 @@ impl RdmaGroup {
 
     /// Lets the device begin with what was posted.
     pub fn flush(&mut self, at: At) {
-        let hub = self.member(at).0;
-        hub.hub.flush();
-        hub.counters.send_doorbell_updates += 1;
+        self.member(at).0.hub.flush();
     }
 
     /// A queue pair needs a receive's memory no longer.
@@ -380,6 +393,10 @@ impl RdmaGroup {
     }
 }
 
+fn entries_for(admission: Admission, shared: bool) -> u32 {
+    admission.send_depth + if shared { 0 } else { admission.receives }
+}
+
 impl HubState {
     fn at(&mut self, endpoint: EndpointId) -> &mut Member {
         self.members[endpoint.0].as_mut().expect("a queue pair is a member until it is closed")
@@ -387,7 +404,7 @@ impl HubState {
 
     /// Completion queue entries that a queue pair may need at once.
     fn entries_for(&self, admission: Admission) -> u32 {
-        admission.send_depth + if self.hub.has_shared_receives() { 0 } else { admission.receives }
+        entries_for(admission, self.hub.has_shared_receives())
     }
 
     /// Memory for messages, in pieces that a device can register.
@@ -407,8 +424,10 @@ impl HubState {
     }
 
     fn heads(&mut self, count: usize) -> io::Result<Vec<Buffer>> {
-        if self.spare_heads.len() < count {
-            self.messages(count - self.spare_heads.len(), RESPONSE_BYTES, |hub| &mut hub.spare_heads)?;
+        let spare = self.spare_heads.len();
+        if spare < count {
+            self.messages(count - spare, RESPONSE_BYTES, |hub| &mut hub.spare_heads)?;
+            self.heads_made += count - spare;
         }
         Ok(self.spare_heads.split_off(self.spare_heads.len() - count))
     }
@@ -428,7 +447,9 @@ impl HubState {
                 }
             }
         } else if self.spare_receives.len() < receives as usize {
-            self.messages(receives as usize - self.spare_receives.len(), bytes, |hub| &mut hub.spare_receives)?;
+            let missing = receives as usize - self.spare_receives.len();
+            self.messages(missing, bytes, |hub| &mut hub.spare_receives)?;
+            self.receives_made += missing;
         }
         Ok(())
     }
@@ -471,14 +492,14 @@ impl HubState {
     /// Posts a receive, to the shared queue if there is one. What cannot be posted is kept; its queue pair has failed then.
     fn post_receive(&mut self, endpoint: Option<EndpointId>, buffer: Buffer) {
         let to = endpoint.filter(|_| !self.hub.has_shared_receives());
-        let gone = to.is_some_and(|to| self.members[to.0].as_ref().is_none_or(|member| member.closing.is_some()));
+        let over = |member: &Member| member.closing.is_some() || member.ended.is_some();
+        let gone = to.is_some_and(|to| self.members[to.0].as_ref().is_none_or(over));
         if gone || self.lost.is_some() || to.is_none() && !self.hub.has_shared_receives() {
             return self.spare_receives.push(buffer);
         }
         match self.hub.post_receive(to, buffer) {
             Ok(()) => {
                 self.counters.total_recv_wrs += 1;
-                self.counters.recv_doorbell_updates += 1;
                 if let Some(to) = to {
                     self.at(to).receives_out += 1;
                 }
@@ -637,6 +658,14 @@ impl HubState {
                 self.detach(EndpointId(index), Some(pool));
             }
         }
+        let used = self.lost.is_some() || self.members.iter().any(Option::is_some);
+        debug_assert!(used || self.is_whole(), "something of a hub was lost");
+    }
+
+    /// Of a hub that serves nobody, everything is here.
+    fn is_whole(&self) -> bool {
+        let own_receives = self.hub.has_shared_receives() || self.spare_receives.len() == self.receives_made;
+        self.receives_wanted == 0 && self.closing == 0 && self.spare_heads.len() == self.heads_made && own_receives
     }
 
     fn detach(&mut self, endpoint: EndpointId, mut pool: Option<&mut BufferPool>) {
@@ -672,7 +701,8 @@ impl Group for GroupHandle {
             if hub.lost.is_some() {
                 continue;
             }
-            if hub.events_due || hub.hub.arm().is_err() || hub.hub.poll(&mut hub.done).is_ok_and(|found| found > 0) {
+            let quiet = |hub: &mut HubState| hub.hub.poll(&mut hub.done).is_ok_and(|found| found == 0);
+            if hub.events_due || !hub.done.is_empty() || hub.hub.arm().is_err() || !quiet(hub) {
                 return false;
             }
         }
@@ -681,8 +711,8 @@ impl Group for GroupHandle {
 
     fn deadline(&self) -> Option<Instant> {
         let group = self.0.borrow();
-        let used = group.hubs.iter().any(|(_, hub)| hub.members.iter().any(Option::is_some));
-        used.then_some(group.events_at)
+        // Also without a queue pair: a device that is to go may wait for its hub to let go of it.
+        (!group.hubs.is_empty()).then_some(group.events_at)
     }
 
     fn stats(&self) -> GroupStats {
@@ -690,6 +720,9 @@ impl Group for GroupHandle {
         let mut stats = GroupStats::default();
         for (_, hub) in &group.hubs {
             let mut device = hub.counters.clone();
+            let doorbells = hub.hub.doorbells();
+            device.send_doorbell_updates = doorbells.sends;
+            device.recv_doorbell_updates = doorbells.receives;
             for pending in hub.members.iter().flatten().map(|member| member.pending) {
                 stats.pending_data_buffer += pending.memory as u64;
                 device.pending_rdma_read += pending.reads as u64;

@@ -397,7 +397,8 @@ impl Qpair for RdmaQpair {
         let mut posted = false;
         let life = loop {
             let Some(post) = self.queue.poll_post() else {
-                self.blocked = true;
+                // What is left waits for something to come back; what is completed later need not wait for that.
+                self.blocked = self.queue.has_work();
                 break Life::Alive;
             };
             match group.post(self.at, post) {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use reactor::park::Source;
 use reactor::rdma::{
-    ConnectParams, Connecting, DeviceInfo, Done, EndpointId, ExposedId, Fabric, HubConfig, HubEvent, Limits, Link,
+    ConnectParams, Connecting, DeviceInfo, Done, Doorbells, EndpointId, ExposedId, Fabric, HubConfig, HubEvent, Limits, Link,
     LinkEvent, Listener, Post, QueueDepths, Refused, Remote, Request,
 };
 use reactor::{Buffer, BufferPool, Buffers};
@@ -387,7 +387,8 @@ impl reactor::rdma::Hub for VerbsHub {
     }
 
     fn post_receive(&mut self, endpoint: Option<EndpointId>, buffer: Buffer) -> Result<(), (Buffer, io::Error)> {
-        self.hub.post_receive(endpoint, buffer).map_err(|(buffer, error)| (buffer, error.into()))
+        self.hub.post_receive(endpoint, buffer);
+        Ok(())
     }
 
     fn room(&self, endpoint: EndpointId) -> u32 {
@@ -395,10 +396,16 @@ impl reactor::rdma::Hub for VerbsHub {
     }
 
     fn post(&mut self, endpoint: EndpointId, post: Post) -> Result<(), Box<Refused>> {
-        self.hub.post(endpoint, post)
+        self.hub.enqueue(endpoint, post)
     }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) {
+        self.hub.flush();
+    }
+
+    fn doorbells(&self) -> Doorbells {
+        self.hub.doorbells()
+    }
 
     fn poll(&mut self, out: &mut Vec<Done>) -> io::Result<usize> {
         Ok(self.hub.poll(out)?)

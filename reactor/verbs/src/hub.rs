@@ -19,7 +19,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use reactor::rdma::{
-    ConnectParams, Done, EndpointId, HubConfig, Operation, Post, QueueDepths, Refused, Remote, WorkStatus,
+    ConnectParams, Done, Doorbells, EndpointId, HubConfig, Operation, Post, QueueDepths, Refused, Remote, WorkStatus,
 };
 use reactor::{Buffer, BufferPool, Buffers};
 use slab::Slab;
@@ -132,11 +132,32 @@ pub struct Hub {
     by_number: HashMap<u32, EndpointId>,
     serial: u32,
     completions: Box<[WorkCompletion; POLL_BATCH]>,
+    /// Chains that wait for [`Hub::flush`], one behind the other, and the pieces of memory that they name.
     work: Vec<raw::ibv_send_wr>,
     pieces: Vec<raw::ibv_sge>,
+    waiting: Vec<Waiting>,
+    /// Receives that wait for it, and where to.
+    receive_work: Vec<raw::ibv_recv_wr>,
+    receive_pieces: Vec<raw::ibv_sge>,
+    receive_to: Vec<Option<EndpointId>>,
+    /// Chains and receives that the device did not take.
+    refused: Vec<Done>,
+    /// The shared receive queue has failed.
+    failed: Option<Error>,
+    doorbells: Doorbells,
 }
 
-// SAFETY: the raw pointers in `work` and `pieces` are only used within a call; everything else may go to any thread.
+/// A chain in [`Hub::work`].
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    endpoint: EndpointId,
+    /// Its key in [`Hub::sends`].
+    index: usize,
+    /// Where it ends in the list.
+    end: usize,
+}
+
+// SAFETY: the raw pointers in `work` and `receive_work` are made and used within one call; everything else may go to any thread.
 unsafe impl Send for Hub {}
 
 impl Hub {
@@ -166,6 +187,13 @@ impl Hub {
             completions: Box::default(),
             work: Vec::new(),
             pieces: Vec::new(),
+            waiting: Vec::new(),
+            receive_work: Vec::new(),
+            receive_pieces: Vec::new(),
+            receive_to: Vec::new(),
+            refused: Vec::new(),
+            failed: None,
+            doorbells: Doorbells::default(),
         })
     }
 
@@ -239,6 +267,7 @@ impl Hub {
 
     /// Ends a connection: all of its work completes, if only as flushed.
     pub fn disconnect(&mut self, endpoint: EndpointId) {
+        self.flush();
         let of = &self.endpoints[endpoint.0];
         // What was never connected, or whose device is gone, is not told; then the queue pair fails by itself.
         if of.id.disconnect().is_err() {
@@ -271,6 +300,7 @@ impl Hub {
     /// # Errors
     /// As there.
     pub fn connect(&mut self, endpoint: EndpointId, params: ConnectParams, private_data: &[u8]) -> Result<()> {
+        self.flush();
         self.endpoints[endpoint.0].id.connect(params, private_data)
     }
 
@@ -279,6 +309,7 @@ impl Hub {
     /// # Errors
     /// As there.
     pub fn accept(&mut self, endpoint: EndpointId, params: ConnectParams, private_data: &[u8]) -> Result<()> {
+        self.flush();
         self.endpoints[endpoint.0].id.accept(params, private_data)
     }
 
@@ -297,6 +328,12 @@ impl Hub {
 
     /// Ends a connection and its queue pair, and gives back what was posted there and has not completed.
     pub fn detach(&mut self, endpoint: EndpointId, back: &mut dyn FnMut(Done)) {
+        self.flush();
+        let of_it = |done: &mut Done| match done {
+            Done::Posted { endpoint: of, .. } => *of == endpoint,
+            Done::Received { endpoint: of, .. } => *of == Some(endpoint),
+        };
+        self.refused.extract_if(.., of_it).for_each(&mut *back);
         let Endpoint { mut id, number, .. } = self.endpoints.remove(endpoint.0);
         id.destroy_queue_pair();
         // From here on the device uses none of its memory.
@@ -325,32 +362,74 @@ impl Hub {
         region.expect("only memory of registered pools is posted").lkey()
     }
 
-    /// Posts a receive: to the endpoint's own queue, or to the shared one.
-    ///
-    /// # Errors
-    /// When the queue is full or has failed; the buffer comes back.
+    /// Takes a receive, to the endpoint's own queue or to the shared one, which is posted with [`Hub::flush`] or
+    /// [`Hub::poll`].
     ///
     /// # Panics
     /// If the buffer is of no registered pool, or the queue that is named does not exist.
-    pub fn post_receive(
-        &mut self,
-        endpoint: Option<EndpointId>,
-        mut buffer: Buffer,
-    ) -> std::result::Result<(), (Buffer, Error)> {
+    pub fn post_receive(&mut self, endpoint: Option<EndpointId>, mut buffer: Buffer) {
+        assert!(endpoint.is_none() == self.srq.is_some(), "receives are posted either to the shared queue or to pairs");
         let (address, bytes) = (buffer.as_mut_ptr() as usize, buffer.len());
         let piece = Piece { address, bytes: bytes as u32, lkey: Hub::lkey(&self.regions, address, bytes) };
         let serial = self.next_serial();
-        let entry = self.receives.vacant_entry();
-        let (index, id) = (entry.key(), work_id(serial, entry.key(), RECEIVE));
-        entry.insert(Awaited { serial, endpoint, buffer });
-        let posted = match (endpoint, &self.srq) {
-            // SAFETY: the buffer is kept until the receive completes or the queue is gone.
-            (Some(endpoint), None) => unsafe { self.endpoints[endpoint.0].pair().post_receive(id, piece) },
-            // SAFETY: as above.
-            (None, Some(srq)) => unsafe { srq.post(id, piece) },
-            _ => panic!("receives are posted either to the shared queue or to queue pairs"),
+        let index = self.receives.insert(Awaited { serial, endpoint, buffer });
+        self.receive_work.push(queue::receive(work_id(serial, index, RECEIVE)));
+        self.receive_pieces.push(piece.sge());
+        self.receive_to.push(endpoint);
+    }
+
+    /// Posts the receives that wait, those for one queue that came one after the other as one list.
+    fn flush_receives(&mut self) {
+        if self.receive_work.is_empty() {
+            return;
+        }
+        let (mut work, to) = (std::mem::take(&mut self.receive_work), std::mem::take(&mut self.receive_to));
+        for (wr, piece) in work.iter_mut().zip(&mut self.receive_pieces) {
+            wr.sg_list = piece;
+        }
+        let mut start = 0;
+        for run in to.chunk_by(|a, b| a == b) {
+            let list = &mut work[start..start + run.len()];
+            start += run.len();
+            link(list, |wr, next| wr.next = next);
+            self.doorbells.receives += 1;
+            let posted = match (run[0], &self.srq) {
+                // SAFETY: list and pieces are linked above and stay for the call; the buffers are kept until the receives
+                // complete or the queue is gone.
+                (Some(endpoint), _) => unsafe { self.endpoints[endpoint.0].pair().post_receives(list) },
+                // SAFETY: as above.
+                (None, Some(srq)) => unsafe { srq.post_list(list) },
+                (None, None) => unreachable!("it was looked at when they came"),
+            };
+            if let Err((posted, error)) = posted {
+                self.give_up_receives(run[0], &list[posted..], error);
+            }
+        }
+        self.receive_pieces.clear();
+        work.clear();
+        self.receive_work = work;
+        self.receive_to = to;
+        self.receive_to.clear();
+    }
+
+    /// Receives that the device did not take: the queue pair fails with them, or all of the hub.
+    fn give_up_receives(&mut self, of: Option<EndpointId>, list: &[raw::ibv_recv_wr], error: Error) {
+        let Some(endpoint) = of else {
+            // Their memory stays until the hub ends.
+            self.failed.get_or_insert(error);
+            return;
         };
-        posted.map_err(|error| (self.receives.remove(index).buffer, error))
+        let _ = self.endpoints[endpoint.0].pair().set_error();
+        for wr in list {
+            let buffer = self.receives.remove(split_id(wr.wr_id).1).buffer;
+            let status = WorkStatus::Flushed;
+            self.refused.push(Done::Received { endpoint: of, buffer, bytes: 0, invalidated: None, status });
+        }
+    }
+
+    /// How often the device was told of work.
+    pub fn doorbells(&self) -> Doorbells {
+        self.doorbells
     }
 
     /// Room in an endpoint's send queue, in work requests.
@@ -359,48 +438,105 @@ impl Hub {
         endpoint.depths.send - endpoint.outstanding
     }
 
-    /// Posts a chain.
+    /// Posts a chain at once.
     ///
     /// # Errors
-    /// [`Refused`].
+    /// As [`Hub::enqueue`]; what the device refuses completes as flushed.
+    ///
+    /// # Panics
+    /// As [`Hub::enqueue`].
+    pub fn post(&mut self, endpoint: EndpointId, post: Post) -> std::result::Result<(), Box<Refused>> {
+        self.enqueue(endpoint, post)?;
+        self.flush();
+        Ok(())
+    }
+
+    /// Takes a chain, which begins with [`Hub::flush`].
+    ///
+    /// # Errors
+    /// [`Refused`]: the send queue has no room.
     ///
     /// # Panics
     /// If the chain is empty, its transfers are longer than its data, or memory is of no registered pool.
-    pub fn post(&mut self, endpoint: EndpointId, mut post: Post) -> std::result::Result<(), Box<Refused>> {
+    pub fn enqueue(&mut self, endpoint: EndpointId, mut post: Post) -> std::result::Result<(), Box<Refused>> {
         let serial = self.next_serial();
         let index = self.sends.vacant_key();
         let (last, other) = (work_id(serial, index, LAST), work_id(serial, index, OTHER));
         let Some(of) = self.endpoints.get_mut(endpoint.0) else { panic!("the endpoint was detached") };
-        self.work.clear();
-        self.pieces.clear();
+        let (work, pieces) = (self.work.len(), self.pieces.len());
         build(&mut post, &self.regions, of.depths.send_pieces, other, (&mut self.work, &mut self.pieces));
-        let requests = self.work.len() as u32;
+        let requests = (self.work.len() - work) as u32;
         if of.outstanding + requests > of.depths.send {
+            self.work.truncate(work);
+            self.pieces.truncate(pieces);
             return Err(Box::new(Refused { post, error: None }));
         }
-        link(&mut self.work, &mut self.pieces, last);
-        // SAFETY: list and pieces are linked above and stay; the memory is kept in `sends` until the chain has completed or
-        // the pair was destroyed.
-        if let Err((posted, error)) = unsafe { of.pair().post_list(&mut self.work) } {
-            if posted == 0 {
-                return Err(Box::new(Refused { post, error: Some(error.into()) }));
-            }
-            // A part of it is on its way, and its end was not posted. The pair is of no use any more: with its end, which
-            // this brings about, the memory comes back.
-            let _ = of.pair().set_error();
-        }
+        let end = self.work.last_mut().filter(|_| requests > 0).expect("a post does something");
+        end.wr_id = last;
+        end.send_flags |= raw::IBV_SEND_SIGNALED;
         of.outstanding += requests;
         let head = post.message.map(|message| message.head);
         let sent = Sent { endpoint, serial, user: post.user, requests, data: post.data, head, failed: None };
         assert_eq!(self.sends.insert(sent), index);
+        self.waiting.push(Waiting { endpoint, index, end: self.work.len() });
         Ok(())
+    }
+
+    /// Posts what waits, receives first: chains of one endpoint that came one after the other as one list. Where the device
+    /// refuses, the queue pair fails.
+    pub fn flush(&mut self) {
+        self.flush_receives();
+        if self.waiting.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        point_at_pieces(&mut self.work, &mut self.pieces);
+        let mut start = 0;
+        for run in waiting.chunk_by(|a, b| a.endpoint == b.endpoint) {
+            let end = run[run.len() - 1].end;
+            let list = &mut self.work[start..end];
+            link(list, |wr, next| wr.next = next);
+            let pair = self.endpoints[run[0].endpoint.0].pair();
+            self.doorbells.sends += 1;
+            // SAFETY: list and pieces are linked above and stay for the call; the memory is kept in `sends` until the chains
+            // have completed or the pair was destroyed.
+            if let Err((posted, _)) = unsafe { pair.post_list(list) } {
+                // Whatever was posted completes now, if only as flushed.
+                let _ = pair.set_error();
+                self.give_up(run, start, start + posted);
+            }
+            start = end;
+        }
+        self.work.clear();
+        self.pieces.clear();
+        self.waiting = waiting;
+        self.waiting.clear();
+    }
+
+    /// The first of the chains of `run` begins at `start` in the list, of which everything before `posted` was posted. Those
+    /// that were not come back; one of which a part was posted stays until the queue pair ends, which the device may use.
+    fn give_up(&mut self, run: &[Waiting], mut start: usize, posted: usize) {
+        for chain in run {
+            if start >= posted {
+                let Sent { endpoint, user, requests, data, head, .. } = self.sends.remove(chain.index);
+                self.endpoints[endpoint.0].outstanding -= requests;
+                self.refused.push(Done::Posted { endpoint, user, data, head, status: WorkStatus::Flushed });
+            }
+            start = chain.end;
+        }
     }
 
     /// Takes completions; how many.
     ///
     /// # Errors
-    /// When the completion queue has failed: everything on it is lost.
+    /// When the completion queue or the shared receive queue has failed: everything on it is lost.
     pub fn poll(&mut self, out: &mut Vec<Done>) -> Result<usize> {
+        self.flush_receives();
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let refused = self.refused.len();
+        out.append(&mut self.refused);
         let count = self.cq.poll(&mut self.completions[..])?;
         for n in 0..count {
             let completion = self.completions[n];
@@ -436,7 +572,7 @@ impl Hub {
                 }
             }
         }
-        Ok(count)
+        Ok(refused + count)
     }
 
     /// The descriptor that is readable after [`Hub::arm`], once there is a completion; -1 for a hub that does not announce.
@@ -457,7 +593,7 @@ impl Hub {
     }
 }
 
-/// The work requests of a chain. Their `sg_list` is the number of their first piece until [`link`].
+/// The work requests of a chain. Their `sg_list` is the number of their first piece until [`point_at_pieces`].
 fn build(
     post: &mut Post,
     regions: &[MemoryRegion],
@@ -520,19 +656,19 @@ fn build(
     }
 }
 
-/// Chains the requests, signals the last, and turns numbers of pieces into their addresses.
-fn link(work: &mut [raw::ibv_send_wr], pieces: &mut [raw::ibv_sge], last: u64) {
+/// Turns numbers of pieces into their addresses.
+fn point_at_pieces(work: &mut [raw::ibv_send_wr], pieces: &mut [raw::ibv_sge]) {
+    for wr in work {
+        wr.sg_list = pieces.as_mut_ptr().wrapping_add(wr.sg_list.addr());
+    }
+}
+
+/// Makes a list of the requests.
+fn link<T>(work: &mut [T], set_next: impl Fn(&mut T, *mut T)) {
     let count = work.len();
-    assert!(count > 0, "a post does something");
     let first = work.as_mut_ptr();
     for (n, wr) in work.iter_mut().enumerate() {
-        wr.sg_list = pieces.as_mut_ptr().wrapping_add(wr.sg_list.addr());
-        if n + 1 < count {
-            wr.next = first.wrapping_add(n + 1);
-        } else {
-            wr.wr_id = last;
-            wr.send_flags |= raw::IBV_SEND_SIGNALED;
-        }
+        set_next(wr, if n + 1 < count { first.wrapping_add(n + 1) } else { std::ptr::null_mut() });
     }
 }
 
@@ -558,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_linked_and_only_its_end_is_signalled() {
+    fn requests_are_linked_to_each_other_and_to_their_pieces() {
         let mut pieces = vec![raw::ibv_sge::default(); 3];
         let mut work: Vec<raw::ibv_send_wr> = (0..3)
             .map(|n| {
@@ -567,17 +703,14 @@ mod tests {
                 wr
             })
             .collect();
-        link(&mut work, &mut pieces, 9);
+        point_at_pieces(&mut work, &mut pieces);
+        link(&mut work[..2], |wr, next| wr.next = next);
+        link(&mut work[2..], |wr, next| wr.next = next);
         let base = pieces.as_mut_ptr();
-        for n in 0..3 {
-            assert_eq!(work[n].sg_list, base.wrapping_add(n));
-            let end = n == 2;
-            assert_eq!(work[n].next.is_null(), end);
-            assert_eq!(work[n].send_flags, if end { raw::IBV_SEND_SIGNALED } else { 0 });
-            assert_eq!(work[n].wr_id, if end { 9 } else { 5 });
-            if !end {
-                assert!(std::ptr::eq(work[n].next, &work[n + 1]));
-            }
+        for (n, wr) in work.iter().enumerate() {
+            assert_eq!(wr.sg_list, base.wrapping_add(n));
         }
+        assert!(std::ptr::eq(work[0].next, &work[1]));
+        assert!(work[1].next.is_null() && work[2].next.is_null());
     }
 }

@@ -227,9 +227,22 @@ impl Piece {
     }
 }
 
-/// One receive into one piece of memory, as both kinds of receive queue post it.
-fn receive(id: u64, sge: &mut raw::ibv_sge) -> raw::ibv_recv_wr {
-    raw::ibv_recv_wr { wr_id: id, next: ptr::null_mut(), sg_list: sge, num_sge: 1 }
+/// A receive into one piece of memory, not yet linked to it and to the next.
+pub fn receive(id: u64) -> raw::ibv_recv_wr {
+    raw::ibv_recv_wr { wr_id: id, next: ptr::null_mut(), sg_list: ptr::null_mut(), num_sge: 1 }
+}
+
+/// What came of posting a list: how many of it were posted before the one that was refused.
+fn refused<T>(
+    call: &'static str,
+    code: libc::c_int,
+    work: &[T],
+    bad: *const T,
+) -> std::result::Result<(), (usize, Error)> {
+    match code {
+        0 => Ok(()),
+        code => Err((work.iter().position(|wr| ptr::eq(wr, bad)).unwrap_or(0), Error::code(call, code))),
+    }
 }
 
 /// Receives that all queue pairs of a group share.
@@ -259,23 +272,21 @@ impl SharedReceiveQueue {
         Ok(Arc::new(SharedReceiveQueue { domain: Arc::clone(domain), raw }))
     }
 
-    /// Posts a receive.
+    /// Posts a linked list of receives.
     ///
     /// # Errors
-    /// When the queue is full or has failed; nothing was posted then.
+    /// When the queue is full or has failed; and how many of the list were posted before that.
     ///
     /// # Safety
-    /// Nobody accesses the piece's bytes until the receive has completed or the queue was dropped.
-    pub unsafe fn post(&self, id: u64, piece: Piece) -> Result<()> {
+    /// The list and its pieces are valid, and nobody accesses the pieces' bytes until the receives have completed or the queue
+    /// was dropped.
+    pub unsafe fn post_list(&self, work: &mut [raw::ibv_recv_wr]) -> std::result::Result<(), (usize, Error)> {
+        let Some(first) = work.first_mut() else { return Ok(()) };
         let post = self.domain.context().ops().post_srq_recv.expect("a provider with such queues posts to them");
-        let mut sge = piece.sge();
-        let mut wr = receive(id, &mut sge);
-        let mut bad = ptr::null_mut();
-        // SAFETY: the queue lives; the lists are read before the call returns; the memory is the caller's promise.
-        match unsafe { post(self.raw.as_ptr(), &mut wr, &mut bad) } {
-            0 => Ok(()),
-            code => Err(Error::code("ibv_post_srq_recv", code)),
-        }
+        let (first, mut bad) = (ptr::from_mut(first), ptr::null_mut());
+        // SAFETY: the queue lives; the list is the caller's promise.
+        let code = unsafe { post(self.raw.as_ptr(), first, &mut bad) };
+        refused("ibv_post_srq_recv", code, work, bad)
     }
 
     pub(crate) fn as_ptr(&self) -> *mut raw::ibv_srq {
@@ -352,23 +363,21 @@ impl QueuePair {
         self.srq.is_some()
     }
 
-    /// Posts a receive to the pair's own queue.
+    /// Posts a linked list of receives to the pair's own queue.
     ///
     /// # Errors
-    /// When the queue is full or has failed; nothing was posted then.
+    /// When the queue is full or has failed; and how many of the list were posted before that.
     ///
     /// # Safety
-    /// Nobody accesses the piece's bytes until the receive has completed or the pair was destroyed.
-    pub unsafe fn post_receive(&self, id: u64, piece: Piece) -> Result<()> {
+    /// The list and its pieces are valid, and nobody accesses the pieces' bytes until the receives have completed or the pair
+    /// was destroyed.
+    pub unsafe fn post_receives(&self, work: &mut [raw::ibv_recv_wr]) -> std::result::Result<(), (usize, Error)> {
+        let Some(first) = work.first_mut() else { return Ok(()) };
         let post = self.domain.context().ops().post_recv.expect("every provider posts");
-        let mut sge = piece.sge();
-        let mut wr = receive(id, &mut sge);
-        let mut bad = ptr::null_mut();
-        // SAFETY: the pair lives; the lists are read before the call returns; the memory is the caller's promise.
-        match unsafe { post(self.raw.as_ptr(), &mut wr, &mut bad) } {
-            0 => Ok(()),
-            code => Err(Error::code("ibv_post_recv", code)),
-        }
+        let (first, mut bad) = (ptr::from_mut(first), ptr::null_mut());
+        // SAFETY: the pair lives; the list is the caller's promise.
+        let code = unsafe { post(self.raw.as_ptr(), first, &mut bad) };
+        refused("ibv_post_recv", code, work, bad)
     }
 
     /// Posts a linked list of work requests.
@@ -384,13 +393,8 @@ impl QueuePair {
         let post = self.domain.context().ops().post_send.expect("every provider posts");
         let (first, mut bad) = (ptr::from_mut(first), ptr::null_mut());
         // SAFETY: the pair lives; the list is the caller's promise.
-        match unsafe { post(self.raw.as_ptr(), first, &mut bad) } {
-            0 => Ok(()),
-            code => {
-                let posted = work.iter().position(|wr| ptr::eq(wr, bad)).unwrap_or(0);
-                Err((posted, Error::code("ibv_post_send", code)))
-            }
-        }
+        let code = unsafe { post(self.raw.as_ptr(), first, &mut bad) };
+        refused("ibv_post_send", code, work, bad)
     }
 
     /// Ends all work at once: what is posted, and what is posted later, completes as flushed.

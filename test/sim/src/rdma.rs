@@ -19,8 +19,8 @@ use bdev::conformance::Rng;
 use reactor::buffer::Region;
 use reactor::park::Source;
 use reactor::rdma::{
-    ConnectParams, Connecting, DeviceInfo, Done, EndpointId, ExposedId, Fabric, Hub, HubConfig, HubEvent, Limits, Link,
-    LinkEvent, Listener, Operation, Post, PrivateData, QueueDepths, Refused, Remote, Request, WorkStatus,
+    ConnectParams, Connecting, DeviceInfo, Done, Doorbells, EndpointId, ExposedId, Fabric, Hub, HubConfig, HubEvent,
+    Limits, Link, LinkEvent, Listener, Operation, Post, PrivateData, QueueDepths, Refused, Remote, Request, WorkStatus,
 };
 use reactor::{Buffer, BufferPool, Buffers};
 
@@ -47,6 +47,8 @@ pub struct RdmaRules {
     pub rnr_ns: u64,
     /// One chain in so many breaks its connection; 0: none.
     pub break_one_in: u64,
+    /// Private data arrives padded, as over RoCE and InfiniBand.
+    pub pads: bool,
     /// What devices can do.
     pub limits: Limits,
 }
@@ -63,7 +65,7 @@ impl Default for RdmaRules {
             ports: 1,
             mem_mgt_extensions: true,
         };
-        RdmaRules { delay_ns: (1_000, 200_000), rnr_ns: 300_000, break_one_in: 0, limits }
+        RdmaRules { delay_ns: (1_000, 200_000), rnr_ns: 300_000, break_one_in: 0, pads: true, limits }
     }
 }
 
@@ -111,6 +113,9 @@ struct Qp {
     depths: QueueDepths,
     own_receives: VecDeque<Buffer>,
     receives_out: u32,
+    /// Posted, and the device was not told yet.
+    staged: VecDeque<Post>,
+    staged_receives: VecDeque<Buffer>,
     chains: VecDeque<Post>,
     /// An `Execute` is under way.
     busy: bool,
@@ -126,7 +131,9 @@ struct HubState {
     pools: Vec<(Region, bool)>,
     messages: BTreeSet<usize>,
     shared: VecDeque<Buffer>,
+    staged: VecDeque<Buffer>,
     shared_out: u32,
+    doorbells: Doorbells,
     cq: VecDeque<(u64, Work)>,
     events: VecDeque<HubEvent>,
     armed: bool,
@@ -341,7 +348,9 @@ impl Rdma {
             rnr_retry_count: params.rnr_retry_count,
         };
         let mut private_data = private_data;
-        private_data.resize(private_data.len().max(56), 0);
+        if self.rules.pads {
+            private_data.resize(private_data.len().max(56), 0);
+        }
         trace::event("rdma request", qp, passive, 0);
         self.listeners.get_mut(&listener).expect("it was just found").queue.push_back((passive, seen, private_data));
         parks.edge(listener);
@@ -381,6 +390,42 @@ impl Rdma {
             self.fail(qp, rng, agenda);
             self.fail(peer, rng, agenda);
         }
+    }
+
+    /// The device learns of what was posted to a hub: receives, and (`all`) chains.
+    fn ring(&mut self, hub: u64, all: bool, rng: &mut Rng, agenda: &mut Agenda) {
+        let state = self.hubs.get_mut(&hub).expect("it is held");
+        let mut doorbells = state.doorbells;
+        doorbells.receives += u64::from(!state.staged.is_empty());
+        let staged = std::mem::take(&mut state.staged);
+        state.shared.extend(staged);
+        let endpoints: Vec<u64> = state.endpoints.iter().flatten().copied().collect();
+        for qp in endpoints {
+            let at = self.qps.get_mut(&qp).expect("endpoints are queue pairs");
+            let failed = at.life == Life::Failed;
+            let receives = std::mem::take(&mut at.staged_receives);
+            doorbells.receives += u64::from(!receives.is_empty());
+            let chains = if all { std::mem::take(&mut at.staged) } else { VecDeque::new() };
+            doorbells.sends += u64::from(!chains.is_empty());
+            if !failed {
+                at.own_receives.extend(receives);
+                if !chains.is_empty() {
+                    assert_eq!(at.life, Life::Connected, "work is posted on a connection that is not up");
+                    at.chains.extend(chains);
+                    self.start(qp, rng, agenda);
+                }
+                continue;
+            }
+            let status = WorkStatus::Flushed;
+            for buffer in receives {
+                let work = Work::Received { buffer, bytes: 0, invalidated: None, status };
+                self.complete_later(qp, work, rng, agenda);
+            }
+            for post in chains {
+                self.complete_later(qp, Work::Posted { post, status }, rng, agenda);
+            }
+        }
+        self.hubs.get_mut(&hub).expect("it is held").doorbells = doorbells;
     }
 
     fn has_receive(&self, qp: u64) -> bool {
@@ -494,6 +539,18 @@ impl Rdma {
         }
     }
 
+    /// The connection of the host with this address falls silent; whether there is one.
+    pub(crate) fn silence(&mut self, addr: SocketAddr) -> bool {
+        let Some((&qp, at)) = self.qps.iter().find(|(_, at)| at.device == HOSTS && at.local == addr) else {
+            return false;
+        };
+        let peer = at.peer;
+        for end in [qp, peer] {
+            self.qps.get_mut(&end).into_iter().for_each(|at| at.silent = true);
+        }
+        true
+    }
+
     pub(crate) fn silence_some(&mut self, rng: &mut Rng) {
         for qp in self.connected() {
             if rng.one_in(2) {
@@ -552,6 +609,8 @@ impl Qp {
             depths: QueueDepths { send: 0, receive: 0, send_pieces: 0 },
             own_receives: VecDeque::new(),
             receives_out: 0,
+            staged: VecDeque::new(),
+            staged_receives: VecDeque::new(),
             chains: VecDeque::new(),
             busy: false,
             requests_out: 0,

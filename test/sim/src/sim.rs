@@ -189,6 +189,11 @@ impl Sim {
         state.rdma.set_lost(lost, &mut state.rng, &mut state.agenda, &mut state.parks);
     }
 
+    /// The RDMA connection of the host with this address falls silent; whether there is one.
+    pub fn silence_rdma(&self, addr: SocketAddr) -> bool {
+        self.lock().rdma.silence(addr)
+    }
+
     /// Lets `change` at the disks' rules.
     pub fn disk<R>(&self, change: impl FnOnce(&mut crate::disk::DiskRules) -> R) -> R {
         change(&mut self.lock().disks.rules)

@@ -20,6 +20,13 @@ impl HubState {
 }
 
 impl SimHub {
+    /// The device learns of what was posted.
+    fn ring(&self, all: bool) {
+        let mut state = self.sim.lock();
+        let state = &mut *state;
+        state.rdma.ring(self.id, all, &mut state.rng, &mut state.agenda);
+    }
+
     fn qp(&self, state: &State, endpoint: EndpointId) -> u64 {
         state.rdma.hubs[&self.id].endpoints[endpoint.0].expect("the endpoint was detached")
     }
@@ -104,6 +111,7 @@ impl Hub for SimHub {
 
     fn connect(&mut self, endpoint: EndpointId, params: ConnectParams, private_data: &[u8]) -> io::Result<()> {
         assert!(private_data.len() <= reactor::rdma::CONNECT_PRIVATE_BYTES);
+        self.ring(true);
         let mut state = self.sim.lock();
         let qp = self.qp(&state, endpoint);
         let state = &mut *state;
@@ -115,6 +123,7 @@ impl Hub for SimHub {
     }
 
     fn accept(&mut self, endpoint: EndpointId, params: ConnectParams, private_data: &[u8]) -> io::Result<()> {
+        self.ring(true);
         let mut state = self.sim.lock();
         let qp = self.qp(&state, endpoint);
         let state = &mut *state;
@@ -141,6 +150,7 @@ impl Hub for SimHub {
     }
 
     fn disconnect(&mut self, endpoint: EndpointId) {
+        self.ring(true);
         let mut state = self.sim.lock();
         let qp = self.qp(&state, endpoint);
         let state = &mut *state;
@@ -149,6 +159,7 @@ impl Hub for SimHub {
     }
 
     fn detach(&mut self, endpoint: EndpointId, back: &mut dyn FnMut(Done)) {
+        self.ring(true);
         let mut returned = Vec::new();
         {
             let mut state = self.sim.lock();
@@ -211,7 +222,7 @@ impl Hub for SimHub {
                 return Err((buffer, io::ErrorKind::OutOfMemory.into()));
             }
             hub.shared_out += 1;
-            hub.shared.push_back(buffer);
+            hub.staged.push_back(buffer);
             return Ok(());
         };
         assert_eq!(shared, 0, "receives are posted to the shared queue");
@@ -220,12 +231,7 @@ impl Hub for SimHub {
             return Err((buffer, io::ErrorKind::OutOfMemory.into()));
         }
         at.receives_out += 1;
-        if at.life == Life::Failed {
-            let work = Work::Received { buffer, bytes: 0, invalidated: None, status: WorkStatus::Flushed };
-            state.rdma.complete_later(qp, work, &mut state.rng, &mut state.agenda);
-        } else {
-            at.own_receives.push_back(buffer);
-        }
+        at.staged_receives.push_back(buffer);
         Ok(())
     }
 
@@ -254,20 +260,20 @@ impl Hub for SimHub {
         at.requests_out += post.requests();
         at.reads_out += reads(&post);
         assert!(at.reads_out <= at.initiator_depth || at.life == Life::Failed, "more READs than were agreed");
-        if at.life == Life::Failed {
-            let work = Work::Posted { post, status: WorkStatus::Flushed };
-            state.rdma.complete_later(qp, work, &mut state.rng, &mut state.agenda);
-        } else {
-            assert_eq!(at.life, Life::Connected, "work is posted on a connection that is not up");
-            at.chains.push_back(post);
-            state.rdma.start(qp, &mut state.rng, &mut state.agenda);
-        }
+        at.staged.push_back(post);
         Ok(())
     }
 
-    fn flush(&mut self) {}
+    fn flush(&mut self) {
+        self.ring(true);
+    }
+
+    fn doorbells(&self) -> Doorbells {
+        self.sim.lock().rdma.hubs[&self.id].doorbells
+    }
 
     fn poll(&mut self, out: &mut Vec<Done>) -> io::Result<usize> {
+        self.ring(false);
         let mut state = self.sim.lock();
         let state = &mut *state;
         let most = 1 + state.rng.below(32) as usize;
