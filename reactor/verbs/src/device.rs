@@ -4,10 +4,12 @@ use std::ffi::CStr;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, RawFd};
-use std::path::Path;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use reactor::rdma::{DeviceInfo, Limits};
 
@@ -137,13 +139,56 @@ enum Owner {
     Cm(#[expect(dead_code, reason = "held for its end")] CmDevices),
 }
 
+/// Where the kernel shows what a context was opened on, and which of those that were ever there it is.
+struct Presence {
+    path: PathBuf,
+    inode: u64,
+}
+
+impl Presence {
+    fn of(path: PathBuf) -> Option<Presence> {
+        let inode = std::fs::metadata(&path).ok()?.ino();
+        Some(Presence { path, inode })
+    }
+
+    fn is_over(&self) -> bool {
+        std::fs::metadata(&self.path).map_or(true, |found| found.ino() != self.inode)
+    }
+}
+
+/// Contexts of the connection manager by address, and how many [`Context`]s of this process each has. The library opens a
+/// device once, so its descriptors may be let go of with the last of them only.
+static SHARED: Mutex<Vec<(usize, usize)>> = Mutex::new(Vec::new());
+
+/// Counts one more or one less of a shared context; whether it was the last.
+fn count_shared(address: usize, more: bool) -> bool {
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = shared.iter().position(|(known, _)| *known == address);
+    match (at, more) {
+        (Some(at), true) => shared[at].1 += 1,
+        (None, true) => shared.push((address, 1)),
+        (Some(at), false) if shared[at].1 == 1 => drop(shared.swap_remove(at)),
+        (Some(at), false) => shared[at].1 -= 1,
+        (None, false) => unreachable!("it was counted when it was made"),
+    }
+    !more && !shared.iter().any(|(known, _)| *known == address)
+}
+
 /// An open device. Everything that is made of it holds on to it.
+///
+/// # Removal
+/// A kernel that takes a device away may wait until nobody has it open (soft-RoCE does), and librdmacm keeps devices open that
+/// it has ever used; the last one that a machine has until the process ends. So when a device is gone and nothing here uses it
+/// any more, its descriptors are replaced by ones of nothing, which the library closes in its own time.
 pub struct Context {
     libraries: &'static Libraries,
     raw: NonNull<raw::ibv_context>,
     owner: Owner,
     info: DeviceInfo,
     limits: Limits,
+    /// `None` where the kernel does not show it.
+    presence: Option<Presence>,
+    removed: AtomicBool,
 }
 
 // SAFETY: libibverbs is safe for use from several threads at once (its manual: "all verbs are thread safe"); destruction is
@@ -235,7 +280,14 @@ impl Context {
     fn new(libraries: &'static Libraries, raw: NonNull<raw::ibv_context>, owner: Owner) -> Result<Arc<Context>> {
         // SAFETY: the context is open; its device belongs to it.
         let (device, async_fd) = unsafe { (raw.as_ref().device, raw.as_ref().async_fd) };
-        let mut context = Context { libraries, raw, owner, info: info(device), limits: Limits::default() };
+        // SAFETY: as above; its path does not change.
+        let presence = Presence::of(text(unsafe { &(*device).dev_path }).into());
+        let removed = AtomicBool::new(false);
+        if let Owner::Cm(_) = owner {
+            count_shared(raw.as_ptr() as usize, true);
+        }
+        let info = info(device);
+        let mut context = Context { libraries, raw, owner, info, limits: Limits::default(), presence, removed };
         set_nonblocking(async_fd).map_err(|error| Error::Call { call: "fcntl", error, hint: "" })?;
         context.limits = context.query_limits()?;
         Ok(Arc::new(context))
@@ -270,6 +322,31 @@ impl Context {
     /// What it can do.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// The device was removed: everything that is made of it has to end soon, since the kernel may wait for that.
+    pub fn set_removed(&self) {
+        self.removed.store(true, Ordering::Release);
+    }
+
+    /// Whether the device was removed, by what was told or by what the kernel shows. A system call.
+    pub fn is_removed(&self) -> bool {
+        if !self.removed.load(Ordering::Acquire) && self.presence.as_ref().is_some_and(Presence::is_over) {
+            self.set_removed();
+        }
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// Closes the descriptors of a removed device, and leaves ones of nothing in their place.
+    fn let_go(&self) {
+        let Ok(nothing) = std::fs::File::open("/dev/null") else { return };
+        // SAFETY: the context is open.
+        let (commands, events) = unsafe { (self.raw.as_ref().cmd_fd, self.raw.as_ref().async_fd) };
+        for fd in [commands, events] {
+            // SAFETY: both are open. Nothing of this process uses the device any more, so what the library still does with
+            // them is to close them; they stay its own.
+            unsafe { libc::dup3(nothing.as_raw_fd(), fd, libc::O_CLOEXEC) };
+        }
     }
 
     /// The state of a port, from 1.
@@ -362,9 +439,16 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if let Owner::Opened = self.owner {
-            // SAFETY: opened by `open`, closed once; nothing made of it is left, since that would hold it.
-            unsafe { (self.libraries.ibv.ibv_close_device)(self.raw.as_ptr()) };
+        match self.owner {
+            Owner::Opened => {
+                // SAFETY: opened by `open`, closed once; nothing made of it is left, since that would hold it.
+                unsafe { (self.libraries.ibv.ibv_close_device)(self.raw.as_ptr()) };
+            }
+            Owner::Cm(_) => {
+                if count_shared(self.raw.as_ptr() as usize, false) && self.is_removed() {
+                    self.let_go();
+                }
+            }
         }
     }
 }
@@ -384,6 +468,31 @@ mod tests {
         assert!(matches!(none_found(Vec::new()), Error::NoDevice));
         assert!(matches!(none_found(vec!["rxe0".into()]), Error::NoProvider { .. }));
         assert!(kernel_devices(Path::new("/sys/class/there-is-no-such-class")).is_empty());
+    }
+
+    #[test]
+    fn what_was_there_and_is_another_now_is_gone() {
+        let path = std::env::temp_dir().join(format!("ringstone-presence-{}", std::process::id()));
+        assert!(Presence::of(path.clone()).is_none(), "what is not shown cannot be missed");
+        std::fs::create_dir(&path).unwrap();
+        let presence = Presence::of(path.clone()).unwrap();
+        assert!(!presence.is_over());
+        let other = path.with_extension("other");
+        std::fs::create_dir(&other).unwrap();
+        std::fs::remove_dir(&path).unwrap();
+        assert!(presence.is_over());
+        std::fs::rename(&other, &path).unwrap();
+        assert!(presence.is_over(), "another device has its name");
+        std::fs::remove_dir(&path).unwrap();
+    }
+
+    #[test]
+    fn the_last_of_several_users_is_told() {
+        let address = usize::MAX;
+        assert!(!count_shared(address, true) && !count_shared(address, true));
+        assert!(!count_shared(address, false));
+        assert!(count_shared(address, false));
+        assert!(!count_shared(address, true) && count_shared(address, false));
     }
 
     /// On a machine with a device this opens it; on one without, the error says what is missing.

@@ -12,12 +12,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use reactor::park::Source;
 use reactor::rdma::{
-    ConnectParams, Connecting, DeviceInfo, Done, Doorbells, EndpointId, ExposedId, Fabric, HubConfig, HubEvent, Limits, Link,
-    LinkEvent, Listener, Post, QueueDepths, Refused, Remote, Request,
+    ConnectParams, Connecting, DeviceInfo, Done, Doorbells, EndpointId, ExposedId, Fabric, HubConfig, HubEvent, Limits,
+    Link, LinkEvent, Listener, Post, QueueDepths, Refused, Remote, Request,
 };
 use reactor::{Buffer, BufferPool, Buffers};
 use rustix::event::epoll;
@@ -30,6 +30,7 @@ use crate::error::Error;
 use crate::hub::Hub;
 use crate::memory::{Access, MemoryRegion};
 
+const REMOVED: &str = "the RDMA device was removed";
 /// Failures of queue pairs that are kept for hubs which have not looked yet.
 const MAX_FAILURES: usize = 256;
 
@@ -62,11 +63,11 @@ impl DeviceState {
 }
 
 struct Device {
-    context: Arc<Context>,
+    context: Weak<Context>,
     state: Arc<DeviceState>,
 }
 
-/// The devices that connections were on. The connection manager keeps them open in any case.
+/// The devices that connections are on. Nothing here keeps one that goes.
 #[derive(Default)]
 struct Devices(Mutex<Vec<Device>>);
 
@@ -74,14 +75,20 @@ impl Devices {
     /// The device of an identifier that knows it.
     fn of(&self, id: &CmId) -> io::Result<(Arc<Context>, Arc<DeviceState>)> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|device| Arc::strong_count(&device.context) > 1 || device.state.news().lost.is_none());
-        if let Some(found) = known.iter().find(|device| id.is_on(&device.context)) {
-            return Ok((Arc::clone(&found.context), Arc::clone(&found.state)));
+        known.retain(|device| device.context.strong_count() > 0);
+        for device in known.iter() {
+            if let Some(context) = device.context.upgrade().filter(|context| id.is_on(context)) {
+                return if context.is_removed() { Err(removed()) } else { Ok((context, Arc::clone(&device.state))) };
+            }
         }
         let (context, state) = (id.context()?, Arc::<DeviceState>::default());
-        known.push(Device { context: Arc::clone(&context), state: Arc::clone(&state) });
+        known.push(Device { context: Arc::downgrade(&context), state: Arc::clone(&state) });
         Ok((context, state))
     }
+}
+
+fn removed() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, REMOVED)
 }
 
 /// RDMA devices of this machine, through libibverbs and librdmacm.
@@ -134,7 +141,7 @@ impl Listener for VerbsListener {
                     return Ok(Some(Request { link: Box::new(link), params, private_data }));
                 }
                 EventKind::DeviceRemoval if event.key == self.id.key() => {
-                    return Err(io::Error::new(io::ErrorKind::NotConnected, "the RDMA device was removed"));
+                    return Err(removed());
                 }
                 // Of connections that are on their way to a reactor: those learn it when they are accepted.
                 _ => {}
@@ -175,7 +182,7 @@ impl Connecting for VerbsConnecting {
                     return Err(io::Error::new(cause.kind(), format!("{what}: {cause}")));
                 }
                 EventKind::DeviceRemoval => {
-                    return Err(io::Error::new(io::ErrorKind::NotConnected, "the RDMA device was removed"));
+                    return Err(removed());
                 }
                 _ => {}
             }
@@ -412,13 +419,23 @@ impl reactor::rdma::Hub for VerbsHub {
     }
 
     fn events(&mut self, out: &mut Vec<HubEvent>) -> io::Result<()> {
+        let mut gone = self.context.is_removed();
         while let Some(event) = self.cm.next()? {
+            gone |= matches!(event.kind, EventKind::DeviceRemoval);
             let found = self.hub.find(event.key);
             if let (Some(endpoint), Some(event)) = (found, link_event(event.kind)) {
                 out.push(HubEvent::Link(endpoint, event));
             }
         }
-        self.read_device(out)?;
+        if gone {
+            // Hubs without a connection hear of it from those with one, or look by themselves.
+            self.context.set_removed();
+            if self.state.news().lost.is_none() {
+                self.state.tell(|news, _| news.lost = Some(REMOVED.into()));
+            }
+        } else {
+            self.read_device(out)?;
+        }
         self.see_news(out);
         Ok(())
     }
