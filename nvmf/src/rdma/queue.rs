@@ -294,7 +294,10 @@ impl Queue {
             None => plan(&sqe, parsed.data),
             Some(_) => Err(Status::CID_CONFLICT.dnr()),
         };
-        let Some(index) = self.take(&sqe) else {
+        // A host whose responses it cannot have got yet still owes their entries; so what waits to be posted is bounded, too.
+        let unanswered = self.outstanding() + self.queued.0 + self.queued.1;
+        let index = if unanswered < self.slots.len() { self.take(&sqe) } else { None };
+        let Some(index) = index else {
             self.spent.push(buffer);
             return Err(Fault::TooManyCommands);
         };

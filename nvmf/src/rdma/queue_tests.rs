@@ -101,6 +101,30 @@ fn a_read_is_written_to_the_hosts_blocks_and_then_answered() {
 }
 
 #[test]
+fn a_host_that_takes_no_responses_has_no_more_commands_than_entries() {
+    let (mut pool, mut queue) = (pool(16), queue(config()));
+    let mut posted = Vec::new();
+    let mut cid = 0;
+    let end = loop {
+        let (buffer, len) = message(sqe(FLUSH, cid), &[], &[]);
+        if let Err(fault) = queue.receive(buffer, len, &mut pool) {
+            break fault;
+        }
+        let (slot, ..) = command(&mut queue, &mut pool);
+        queue.complete(slot, Cqe::success(0), None);
+        // As many as there is memory for are on their way and may have arrived.
+        posted.extend(queue.poll_post());
+        cid += 1;
+        assert!(cid < 100, "commands are taken without an end");
+    };
+    assert_eq!((end, posted.len(), queue.pending().responses), (Fault::TooManyCommands, 16, 8));
+    // Once they have arrived, the host may go on.
+    finish(&mut queue, &mut pool, posted.pop().unwrap());
+    posted.extend(queue.poll_post());
+    send(&mut queue, &mut pool, sqe(FLUSH, cid), &[], &[]);
+}
+
+#[test]
 fn a_write_is_fetched_with_as_many_reads_as_there_are_credits() {
     let (mut pool, mut queue) = (pool(64), queue(config()));
     // 16 segments of 4 KiB, 4 in a request: 4 READs, all of the credits.
