@@ -129,6 +129,23 @@ fn contents(copied: &BTreeMap<Stamp, (Stamp, u64)>, stamp: Stamp, lba: u64) -> (
     copied.get(&stamp).copied().unwrap_or((stamp, lba))
 }
 
+/// Forgets a write. Whoever is after it is after those that it is after, which from then on is said where it does not follow.
+fn forget(block: &mut Vec<Write>, token: u64) {
+    let at = block.iter().position(|write| write.token == token).expect("it is there");
+    let gone = block.remove(at);
+    // Moments are in order by themselves, but for what was seen in another one, and for compare-and-writes.
+    let plain = gone.after.is_empty() && gone.before >= gone.invoked;
+    for at in 0..block.len() {
+        let write = &block[at];
+        if write.is_after(&gone) && !(plain && write.invoked > gone.before) {
+            let follows = |other: &&Write| other.token != write.token && gone.is_after(other) && !write.is_after(other);
+            let news: Vec<u64> = block.iter().filter(follows).map(|other| other.token).collect();
+            block[at].after.extend(news);
+        }
+        block[at].after.retain(|after| *after != token);
+    }
+}
+
 impl Model {
     /// A device of `blocks` blocks of zeroes; `volatile`: it has a write cache.
     pub fn new(blocks: u64, block_size: u32, volatile: bool) -> Model {
@@ -353,14 +370,16 @@ impl Model {
                 // A write takes effect once: what had taken effect before the read began, and is not there, was before.
                 let repeats = |write: &Write| self.repeats && write.open;
                 let is_before = |write: &&Write| write.token != one && write.done < began && !repeats(write);
-                let before: Vec<u64> = block.iter().filter(is_before).map(|write| write.token).collect();
-                let write = block.iter_mut().find(|write| write.token == one).expect("it was just found");
+                let at = block.iter().position(|write| write.token == one).expect("it was just found");
+                // What follows from moments is not kept: of many writes, few are outstanding at once.
+                let is_news = |write: &&Write| !block[at].is_after(write);
+                let before: Vec<u64> =
+                    block.iter().filter(is_before).filter(is_news).map(|write| write.token).collect();
+                let write = &mut block[at];
                 write.done = write.done.min(now);
                 if !repeats(write) {
                     write.before = write.before.min(now);
-                    write.after = before.into_iter().chain(std::mem::take(&mut write.after)).collect();
-                    write.after.sort_unstable();
-                    write.after.dedup();
+                    write.after.extend(before);
                 }
                 let name = write.stamp;
                 if write.ambiguous {
@@ -384,24 +403,9 @@ impl Model {
             let gone = |b: &Write| b.is_after(a) && b.done < oldest && b.kept < oldest;
             !a.open && block.iter().any(gone)
         };
-        let keep: Vec<bool> = block.iter().map(|write| !hidden(write)).collect();
-        if keep.iter().all(|keep| *keep) {
-            return;
-        }
-        // Whoever is after one that is forgotten is after those that it is after.
-        for at in (0..block.len()).filter(|at| !keep[*at]) {
-            let gone = block[at].clone();
-            for write in block.iter_mut().filter(|write| write.token != gone.token && write.is_after(&gone)) {
-                write.after.extend(&gone.after);
-            }
-        }
-        let mut keep = keep.into_iter();
-        block.retain(|_| keep.next().unwrap_or(true));
-        let left: Vec<u64> = block.iter().map(|write| write.token).collect();
-        for write in block.iter_mut() {
-            write.after.retain(|token| left.contains(token));
-            write.after.sort_unstable();
-            write.after.dedup();
+        let gone: Vec<u64> = block.iter().filter(|write| hidden(write)).map(|write| write.token).collect();
+        for token in gone {
+            forget(block, token);
         }
     }
 
@@ -684,6 +688,47 @@ mod tests {
         model.wrote(fourth, 0, 1, false);
         see(&mut model, c).unwrap();
         assert!(see(&mut model, d).is_err());
+    }
+
+    /// Many writes of whose end nobody heard, each seen at some time: what is known of their order does not outgrow them.
+    #[test]
+    fn what_is_kept_of_lost_writes_grows_with_their_number_only() {
+        let mut model = Model::new(1, 512, true);
+        let mut rng = Rng::new(5);
+        let mut lost = Vec::new();
+        for _ in 0..400 {
+            let stamp = model.stamp();
+            let token = model.write(stamp, 0, 1);
+            model.lost(token, 0, 1);
+            lost.push(stamp);
+            if rng.one_in(2) {
+                let at = rng.below(lost.len() as u64) as usize;
+                let read = model.read();
+                model.was_read(read, 0, &block(lost.swap_remove(at), 0)).expect("it takes effect late");
+            }
+            if rng.one_in(8) {
+                let stamp = model.stamp();
+                let token = model.write(stamp, 0, 1);
+                model.wrote(token, 0, 1, rng.one_in(2));
+            }
+            if rng.one_in(16) {
+                let flush = model.flush();
+                model.flushed(flush);
+            }
+        }
+        let (writes, known) =
+            (model.blocks[0].len(), model.blocks[0].iter().map(|write| write.after.len()).sum::<usize>());
+        assert!(writes >= lost.len() && writes < 600, "{writes} writes");
+        assert!(known < writes * writes / 2, "{known} of {writes} writes");
+        for write in &model.blocks[0] {
+            let mut after = write.after.clone();
+            after.sort_unstable();
+            after.dedup();
+            assert_eq!(after.len(), write.after.len(), "nothing is kept twice");
+        }
+        // Each of the lost may still be found, and none of those that were seen and replaced.
+        let read = model.read();
+        model.was_read(read, 0, &block(lost[0], 0)).unwrap();
     }
 
     #[test]
