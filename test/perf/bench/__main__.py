@@ -7,12 +7,13 @@ import signal
 import sys
 from pathlib import Path
 
-from . import plot, report
-from .cases import FAMILIES, TITLES
+from . import plot, report, stages
+from .cases import CEILING, FAMILIES, LOCAL, TITLES
 from .measure import Bench
 from .process import BenchError
 
 ROOT = Path(__file__).resolve().parents[3]
+STAGES = "stages"
 
 
 def named(text):
@@ -63,6 +64,10 @@ def arguments(words=None):
                         help="another target to measure beside it")
     parser.add_argument("--peer-command", type=named, action="append", default=[], metavar="NAME=COMMAND",
                         help="how a peer is started, on the target's core; it is ended when all is done")
+    parser.add_argument("--peer-local", type=named, action="append", default=[], metavar="NAME=COMMAND",
+                        help="a program to measure beside the families layer and files: how it loads one device on one core for so long. "
+                             "{config} is a file of SPDK's format with the device {bdev}; {rw}, {bs}, {qd}, {seconds}, {core} and its "
+                             "{mask} stand for themselves. It says what it did as JSON with iops, or in a line Total: IOPS")
     parser.add_argument("--peer-pid", type=named_pid, action="append", default=[], metavar="NAME=PID",
                         help="the process of a peer that runs already, for its CPU time and memory")
     parser.add_argument("--json", metavar="FILE", default=str(ROOT / "target/bench.json"),
@@ -70,18 +75,26 @@ def arguments(words=None):
     parser.add_argument("--docs", action="store_true", help="write the tables and plots into docs/benchmarks, too")
     options = parser.parse_args(words)
     for family in options.family:
-        if family not in FAMILIES:
-            parser.error(f"there is no family {family}; there are {', '.join(FAMILIES)}")
+        if family not in FAMILIES and family != STAGES:
+            parser.error(f"there is no family {family}; there are {', '.join(FAMILIES)}, and {STAGES}")
+    options.stages = STAGES in options.family
+    if options.stages and len(options.family) > 1:
+        parser.error(f"{STAGES} is measured alone: it has tables of another kind")
     if options.runs < 1 or options.seconds <= 0:
         parser.error("--runs and --seconds are more than 0")
-    for option in ("peer", "peer_command", "peer_pid"):
+    for option in ("peer", "peer_command", "peer_pid", "peer_local"):
         setattr(options, option, dict(getattr(options, option)))
     for name in [*options.peer_command, *options.peer_pid]:
         if name not in options.peer:
             parser.error(f"the peer {name} has no address: give it with --peer {name}=ADDRESS:PORT")
     if both := set(options.peer_command) & set(options.peer_pid):
         parser.error(f"the peer {min(both)} is started, or runs already: give --peer-command or --peer-pid")
-    if "ringstone" in options.peer:
+    for name, template in options.peer_local.items():
+        try:
+            template.format(config="", bdev="", rw="", bs=1, qd=1, seconds=1, core=0, mask="")
+        except (LookupError, ValueError) as error:
+            parser.error(f"--peer-local {name}: {error} is nothing that stands for something; --help names what does")
+    if "ringstone" in [*options.peer, *options.peer_local]:
         parser.error("a peer has a name of its own, which is not ringstone")
     allowed = os.sched_getaffinity(0)
     if not {options.target_core, options.load_core} <= allowed:
@@ -93,10 +106,27 @@ def arguments(words=None):
 
 def choose(options):
     """The cases that were asked for."""
-    cases = [case for name in options.family or FAMILIES for case in FAMILIES[name](options.quick, options.peer)]
+    peers = {name: options.peer_local if name in LOCAL else options.peer for name in FAMILIES}
+    cases = [case for name in options.family or FAMILIES for case in FAMILIES[name](options.quick, peers[name])]
     # With a case go the peers' that stand beside it.
     texts = {case: f"{case.key} {case.beside or ''}" for case in cases}
     return [case for case in cases if not options.only or any(text in texts[case] for text in options.only)]
+
+
+def measure_stages(options, about):
+    """Where the time of one command goes; printed, and written into the documentation."""
+    found = stages.run(options, lambda text: print(text, file=sys.stderr))
+    path = Path(options.json).with_name("bench-stages.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": about, "stages": found}, indent=1) + "\n")
+    sections = [report.sentence(about, runs=False), *(f"## {row}\n\n{stages.table(what)}" for row, what in found.items())]
+    text = "\n\n".join(sections)
+    if options.docs and found:
+        page = "# Where the time of one command goes\n\nWritten by `scripts/bench stages --docs`; docs/performance.md says how to read it.\n\n"
+        (ROOT / "docs/benchmarks/stages.md").write_text(page + text + "\n")
+    print(text)
+    print(f"\nAll numbers: {path}", file=sys.stderr)
+    return int(not found)
 
 
 class Results:
@@ -106,8 +136,13 @@ class Results:
         self.cases, self.runs, self.failed, self.is_interrupted = cases, {case.key: [] for case in cases}, {}, False
 
     def found(self):
-        return [report.summary(case, self.runs[case.key], self.runs.get(case.beside), case.key in self.failed)
-                for case in self.cases if any(self.runs[case.key])]
+        found = [report.summary(case, self.runs[case.key], self.runs.get(case.beside), case.key in self.failed)
+                 for case in self.cases if any(self.runs[case.key])]
+        ceilings = {f["row"]: f["median"] for f in found if f["column"] == CEILING}
+        for f in found:
+            ceiling = ceilings.get(f["row"]) if f["column"] != CEILING else None
+            f["of_ceiling"] = f["median"] / ceiling if ceiling else None
+        return found
 
     def save(self, path, about):
         document = {"machine": about, "interrupted": self.is_interrupted, "cases": self.found(), "failed": self.failed}
@@ -174,18 +209,24 @@ def pages(options, results, about):
 
 def main():
     options, parser = arguments()
-    cases = choose(options)
-    if not cases:
-        parser.error(f"no case contains {' or '.join(options.only)}; --list names them")
-    if options.list:
-        print("\n".join(case.key for case in cases))
-        return 0
 
     def stop(*_):
         raise KeyboardInterrupt
 
     for word in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(word, stop)
+    if options.stages:
+        try:
+            return measure_stages(options, report.machine(options))
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 130
+    cases = choose(options)
+    if not cases:
+        parser.error(f"no case contains {' or '.join(options.only)}; --list names them")
+    if options.list:
+        print("\n".join(case.key for case in cases))
+        return 0
     about, results = report.machine(options), Results(cases)
     try:
         measure(options, results, about)

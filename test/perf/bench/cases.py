@@ -3,6 +3,10 @@
 from dataclasses import dataclass, field, replace
 
 
+# The column of what no target can exceed on the same sockets.
+CEILING = "bare sockets"
+
+
 @dataclass(frozen=True)
 class Case:
     """One row's column: how to make the number is up to the kind (see `measure`)."""
@@ -50,25 +54,26 @@ def nvmf(quick, peers):
                 yield from with_peers(Case("nvmf", row, column, "perf", options=options), peers)
             options = {"mode": "read" if "read" in rw else "write", "bs": bs, "qd": qd,
                        "memory": 512 if bdev == "malloc" else 0}
-            yield Case("nvmf", row, "bare sockets", "ceiling", options=options)
+            yield Case("nvmf", row, CEILING, "ceiling", options=options)
 
 
-def layer(quick, _peers):
+def layer(quick, peers):
     """The bdev layer in one process, one core."""
     rows = [("null", "randread"), ("null", "randwrite"), ("passthru", "randread"), ("raid1", "randread"),
             ("raid1", "randwrite"), ("malloc", "randread"), ("malloc", "randwrite")]
     for bdev, rw in rows[:2] if quick else rows:
-        yield Case("layer", f"{bdev} 4K {rw} depth 128", "ringstone", "bdevperf",
-                   options={"bdev": bdev, "rw": rw, "bs": 4096, "qd": 128})
+        case = Case("layer", f"{bdev} 4K {rw} depth 128", "ringstone", "bdevperf",
+                    options={"bdev": bdev, "rw": rw, "bs": 4096, "qd": 128})
+        yield from with_peers(case, peers)
 
 
-def files(quick, _peers):
+def files(quick, peers):
     """A file through its bdev, and the same work by fio's io_uring engine."""
     rows = [(where, rw, qd) for where in ("disk", "memory") for rw in ("randread", "randwrite") for qd in (1, 64)]
     for where, rw, qd in rows[:1] if quick else rows:
         row = f"file in memory 4K {rw} depth {qd}" if where == "memory" else f"file on disk 4K {rw} depth {qd}"
         options = {"where": where, "rw": rw, "bs": 4096, "qd": qd}
-        yield Case("files", row, "ringstone", "bdevperf", options={"bdev": where, **options})
+        yield from with_peers(Case("files", row, "ringstone", "bdevperf", options={"bdev": where, **options}), peers)
         yield Case("files", row, "fio io_uring", "fio", options=options)
 
 
@@ -99,6 +104,15 @@ def fairness(quick, peers):
         yield from with_peers(Case("fairness", row, "ringstone", "fairness", "%", options), peers)
 
 
+def scaling(quick, _peers):
+    """What a second reactor brings, where there is no core left for the load."""
+    for rw in ("randread",) if quick else ("randread", "randwrite"):
+        row = f"malloc 4K {rw}, 2 hosts of depth 128"
+        for what, column in (("one", "1 reactor"), ("apart", "2 processes of 1 reactor"), ("two", "2 reactors")):
+            yield Case("scaling", row, column, "scaling", "µs CPU", {"rw": rw, "what": what})
+        yield Case("scaling", row, "2 reactors do, times 1", "scaling", "times", {"rw": rw, "what": "times"})
+
+
 def idle(quick, peers):
     """What a server costs that nobody asks for anything."""
     for connections in (0, 8) if quick else (0, 8, 1000):
@@ -107,7 +121,11 @@ def idle(quick, peers):
             yield from with_peers(case, peers)
 
 
-FAMILIES = {"nvmf": nvmf, "layer": layer, "files": files, "cpu": cpu, "wake": wake, "fairness": fairness, "idle": idle}
+FAMILIES = {"nvmf": nvmf, "layer": layer, "files": files, "cpu": cpu, "wake": wake, "fairness": fairness, "scaling": scaling,
+            "idle": idle}
+
+# Families in one process: their peers are programs that load a device of their own, and no targets.
+LOCAL = ("layer", "files")
 
 TITLES = {
     "nvmf": "NVMe/TCP over loopback",
@@ -116,5 +134,6 @@ TITLES = {
     "cpu": "CPU time of the target for one command, at a rate, and its latency",
     "wake": "A command that finds the target asleep",
     "fairness": "Fairness: the most and the least that a connection gets, apart by % of the mean",
+    "scaling": "A second reactor: CPU time of the target for one command",
     "idle": "Idle",
 }

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +22,8 @@ IDLE_SETTLE_S = 2.0
 IDLE_S = 5.0
 # A load at a rate that came no nearer to it than this has measured something else.
 HELD = 0.97
+# Two hosts may take this long to come about, beside what is measured.
+SPREAD_S = 1.5
 # Queues of one host in a crowd: what targets usually give.
 CROWD_QUEUES = 125
 
@@ -83,11 +87,11 @@ class Bench:
         except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
             raise BenchError(f"{type(error).__name__}: {error}") from error
 
-    def _load(self, served, bdev, rw, bs, qd, seconds, queues=1, digests=False, more=()):
+    def _load(self, served, bdev, rw, bs, qd, seconds, queues=1, digests=False, more=(), core=None):
         """A load that is pinned to its core, not yet started."""
+        core = self.options.load_core if core is None else core
         command = [self.options.binary, "perf", *served.address(bdev), "--rw", rw, "--bs", str(bs), "--qd", str(qd), "--queues",
-                   str(queues), "--time", str(seconds), "--warmup", str(WARMUP_S), "--core", str(self.options.load_core),
-                   "--json", *more]
+                   str(queues), "--time", str(seconds), "--warmup", str(WARMUP_S), "--core", str(core), "--json", *more]
         return command + (["--hdr-digest", "--data-digest"] if digests else [])
 
     def _run(self, served, command, seconds):
@@ -156,6 +160,59 @@ class Bench:
                 raise BenchError(f"{served.name} gives {len(each)} queues to a host, and {queues} are asked for")
             return 100 * (max(each) - min(each)) / (sum(each) / len(each)), limit(share, found.get("busy")), found
 
+    def _scaling(self, rw, what):
+        """CPU time for one command of targets that two hosts load as much as they can, or how many times what one reactor does two
+        would do by that.
+
+        Two reactors and two loads share two cores, so what is done in a second says nothing: a reactor has a core half of the time.
+        CPU time does, as far as no target spends any in looking for work: they sleep at once. Two processes of one reactor are
+        loaded in the same way and share nothing, so what two reactors of one process need more is what they cost each other."""
+        one, other = self.options.target_core, self.options.load_core
+        if what == "times":
+            # The two one after the other, so that their ratio is of one moment.
+            return 2 * self._scaling(rw, "apart")[0] / self._scaling(rw, "two")[0], None, None
+        cores = {"one": [str(one)], "apart": [str(one), str(other)], "two": [f"{one},{other}"]}[what]
+        with contextlib.ExitStack() as stack:
+            targets = []
+            for each in cores:
+                folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder))
+                target = Target(self.options.binary, each, other, folder, "sleep")
+                targets.append(stack.enter_context(contextlib.closing(target)))
+                target.fill()
+            # Whoever is served on one core asks on the other.
+            hosts = [(targets[0], other), (targets[-1], one if what != "one" else other)]
+            return self._two_hosts(targets, hosts, rw), None, None
+
+    def _two_hosts(self, targets, hosts, rw):
+        """CPU seconds of the targets for a command, in microseconds."""
+        seconds = max(self.options.seconds, 1.0) + SPREAD_S
+        with contextlib.ExitStack() as stack:
+            loads = []
+            for target, core in hosts:
+                command = self._load(target, "malloc", rw, 4096, 128, seconds, core=core)
+                loads.append(subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                              stderr=subprocess.PIPE))
+                stack.callback(_kill, loads[-1])
+                # One after the other, so that it is known which host is whose.
+                target.spread("malloc", len(loads) if len(targets) == 1 else 1)
+            time.sleep(WARMUP_S + SPREAD_S)
+            before, start = [self._work(target) for target in targets], time.monotonic()
+            time.sleep(0.6 * (seconds - SPREAD_S))
+            after, took = [self._work(target) for target in targets], time.monotonic() - start
+            if any(load.poll() is not None for load in loads):
+                raise BenchError(f"a load ended before it was measured: {took:.1f} s were too long")
+        commands = sum(now[0] - then[0] for then, now in zip(before, after))
+        cpu = sum(now[1] - then[1] for then, now in zip(before, after))
+        if commands <= 0:
+            raise BenchError("no command was done")
+        return cpu / commands * 1e6
+
+    @staticmethod
+    def _work(target):
+        """Commands that a target has completed, and CPU seconds that it has taken."""
+        groups = target.rpc("nvmf_get_stats")["poll_groups"]
+        return sum(group["completed_nvme_io"] for group in groups), cpu_seconds(target.pid)
+
     def _ceiling(self, mode, bs, qd, memory):
         command = [self.options.ceiling, "--mode", mode, "--bs", str(bs), "--qd", str(qd), "--memory", str(memory), "--time",
                    str(self.options.seconds), "--target-core", str(self.options.target_core), "--load-core",
@@ -190,8 +247,17 @@ class Bench:
         path.write_text(json.dumps({"subsystems": [{"subsystem": "bdev", "config": config}]}))
         return str(path)
 
-    def _bdevperf(self, bdev, rw, bs, qd, where=None):
+    def _bdevperf(self, bdev, rw, bs, qd, where=None, peer=None):
         seconds = self.options.seconds
+        if peer:
+            core = self.options.target_core
+            words = {"config": self._config(bdev), "bdev": bdev, "rw": rw, "bs": bs, "qd": qd, "seconds": max(1, round(seconds)),
+                     "core": core, "mask": hex(1 << core)}
+            command = shlex.split(self.options.peer_local[peer].format(**words))
+            done = subprocess.run(command, text=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=seconds + PATIENCE_S)
+            if done.returncode != 0:
+                raise BenchError(f"{' '.join(command)}\nended with status {done.returncode}: {done.stderr.strip()[-2000:]}")
+            return told_iops(done.stdout + done.stderr), None, None
         command = [self.options.binary, "bdevperf", "--config", self._config(bdev), "--bdev", bdev, "--rw", rw, "--bs", str(bs),
                    "--qd", str(qd), "--time", str(seconds), "--warmup", str(WARMUP_S), "--core",
                    str(self.options.target_core), "--json"]
@@ -255,6 +321,16 @@ class Bench:
             if time.monotonic() > deadline:
                 raise BenchError(f"{connected(served.port)} of {connections + len(hosts)} connections came about")
             time.sleep(0.1)
+
+
+def told_iops(text):
+    """What a program says that it did in a second: as JSON with the key iops, or in the line of a table that begins with Total."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return float(json.loads(text)["iops"])
+    found = re.findall(r"^\W*Total\W+([\d.]+)", text, re.MULTILINE)
+    if not found:
+        raise BenchError(f"nothing there tells a number of operations: {text.strip()[-500:]}")
+    return float(found[-1])
 
 
 def _kill(child):

@@ -49,6 +49,8 @@ def cell(found):
         text += f", p99 {found['p99_us']:.0f} µs"
     if found["limit"] is not None:
         text += f", {found['limit']}"
+    if found.get("of_ceiling"):
+        text += f", {100 * found['of_ceiling']:.0f} %"
     if found["ratio"] is not None:
         tail = f", p99 {found['p99_ratio']:.2f} times" if found["p99_ratio"] is not None else ""
         text += f"; ringstone {found['ratio']:.2f} times that{tail}"
@@ -83,8 +85,9 @@ def machine(options):
     }
 
 
-def sentence(about):
+def sentence(about, runs=True):
     kind = "a virtual machine" if about["virtual"] else "a machine"
+    how = f"; median (least to most) of {about['runs']} interleaved runs of {about['seconds']:g} s" if runs else ""
     return (f"Measured on {kind} with {about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB, Linux "
-            f"{about['kernel']}; target on core {about['target_core']}, load on core {about['load_core']}; median (least to "
-            f"most) of {about['runs']} interleaved runs of {about['seconds']:g} s; commit {about['commit']}.")
+            f"{about['kernel']}; target on core {about['target_core']}, load on core {about['load_core']}{how}; commit "
+            f"{about['commit']}.")

@@ -76,13 +76,15 @@ class Target(Served):
 
     name = "ringstone"
 
-    def __init__(self, binary, core, load_core, folder, poll=None):
+    def __init__(self, binary, core, load_core, folder, poll=None, wrapper=(), patience_s=None):
+        # `core` may be a list of them, as --cores takes it; `wrapper` is what runs it.
         super().__init__(binary, load_core)
+        self.patience_s = patience_s or START_TIMEOUT_S
         self.folder = Path(folder)
         self.socket = str(self.folder / "rpc.sock")
         self.log = open(self.folder / "target.log", "ab")
         self.child = subprocess.Popen(
-            [binary, "serve", "--empty", "--state-dir", str(self.folder / "state"), "--rpc-socket", self.socket, "--cores",
+            [*wrapper, binary, "serve", "--empty", "--state-dir", str(self.folder / "state"), "--rpc-socket", self.socket, "--cores",
              str(core), *(["--poll", poll] if poll else [])], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True)
         self.pid = self.child.pid
         try:
@@ -92,7 +94,7 @@ class Target(Served):
             raise
 
     def _set_up(self):
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self.patience_s
         while True:
             try:
                 self.rpc("spdk_get_version")
@@ -157,6 +159,20 @@ class Target(Served):
 
     def is_alive(self):
         return self.child.poll() is None
+
+    def spread(self, bdev, queues):
+        """Waits for so many I/O queues of hosts, and puts the first on the first reactor, the next on the next and so on."""
+        self.rpc("framework_set_scheduler", name="static")
+        deadline = time.monotonic() + START_TIMEOUT_S
+        nqn = self.nqn(bdev)
+        while len(found := [q for q in self.rpc("nvmf_subsystem_get_qpairs", nqn=nqn) if q["qid"] > 0]) < queues:
+            if time.monotonic() > deadline:
+                raise BenchError(f"{len(found)} of {queues} queues came about")
+        groups = [group["name"] for group in self.rpc("nvmf_get_stats")["poll_groups"]]
+        for number, queue in enumerate(found):
+            to = groups[number % len(groups)]
+            if queue["thread"] != to:
+                self.rpc("nvmf_subsystem_move_qpair", nqn=nqn, cntlid=queue["cntlid"], qid=queue["qid"], thread=to)
 
     def close(self):
         end(self.child)

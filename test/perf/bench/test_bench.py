@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 from . import __main__ as command
-from . import measure, report
+from . import measure, report, stages
 from .cases import FAMILIES
 from .process import BenchError, cpu_seconds
 from .targets import end
@@ -63,6 +63,7 @@ class Cases(unittest.TestCase):
             (["--peer-command", "y=true"], "give it with --peer y="),
             (["--peer", "y=a:1", "--peer-command", "y=true", "--peer-pid", f"y={os.getpid()}"], "--peer-command or --peer-pid"),
             (["--peer", "ringstone=a:1"], "a name of its own"),
+            (["--peer-local", "other=run {what}"], "'what' is nothing"),
             (["nothing"], "there is no family nothing"),
             (["--target-core", "1"], "differ"),
         ]:
@@ -83,6 +84,26 @@ class Sums(unittest.TestCase):
         alone = report.summary(ours, mine, None, True)
         self.assertEqual((alone["runs"], alone["limit"], alone["ratio"]), ([10, 30], "load", None))
         self.assertIn("failed after 2 runs", report.cell(alone))
+
+    def test_a_program_tells_what_it_did(self):
+        self.assertEqual(measure.told_iops('{"iops": 12.5}'), 12.5)
+        table = " Device : IOPS\n Null0 : 1.00\n ===\n Total                       :   17400000.25   67968.75    0.00\n"
+        self.assertEqual(measure.told_iops(table), 17400000.25)
+        with self.assertRaises(BenchError):
+            measure.told_iops("segmentation fault")
+
+    def test_programs_stand_beside_the_families_in_one_process(self):
+        cases = command.choose(options("layer", "nvmf", "--quick", "--peer-local", "other=run {config} {bdev}"))
+        beside = [case for case in cases if case.beside]
+        self.assertEqual({(case.family, case.column, case.options["peer"]) for case in beside}, {("layer", "other", "other")})
+
+    def test_each_cell_tells_its_share_of_the_bare_sockets(self):
+        cases = command.choose(options("nvmf", "--quick", "--only", "null 4K randread depth 128"))
+        results = command.Results(cases)
+        for case in cases:
+            results.runs[case.key] = [(50.0 if case.kind == "ceiling" else 40.0, None, None)]
+        self.assertEqual({found["of_ceiling"] for found in results.found()}, {None, 0.8})
+        self.assertIn(", 80 %", report.table(results.found()))
 
     def test_the_limit_is_named(self):
         limits = [measure.limit(*pair) for pair in ((1.0, 1.0), (1.0, 0.1), (0.1, 1.0), (0.1, 0.1), (None, 0.1), (None, 1.0))]
@@ -137,6 +158,55 @@ class EarlyEnds(unittest.TestCase):
         bench = types.SimpleNamespace(_odd=lambda: json.loads("{"))
         with self.assertRaises(BenchError):
             measure.Bench.measure(bench, types.SimpleNamespace(kind="odd", options={}))
+
+
+class Stages(unittest.TestCase):
+    def test_an_address_belongs_to_the_innermost_function_of_the_project(self):
+        std = ("copy_from_slice<u8>", "/rustc/0123/library/core/src/slice/mod.rs")
+        for stage, *chain in [
+            (stages.ENCODE, std, ("push", "/src/ringstone/nvmf/src/tcp/output.rs")),
+            (stages.OUT, std, ("gather", "/src/ringstone/nvmf/src/tcp/output.rs")),
+            (stages.PARSE, ("_$LT$x$GT$::rx_header::h0123456789abcdef", "/src/nvmf/src/tcp/receive.rs")),
+            (stages.DONE, ("ringstone_nvmf::target::PollGroup::completed::h0123456789abcdef", "nvmf/src/target/poll_group/commands.rs")),
+            (stages.TO_IO, ("submit", "nvmf/src/target/poll_group/commands.rs"), ("step", "reactor/src/reactor.rs")),
+            (stages.DEVICE, ("poll", "bdev/src/modules/null.rs")),
+            (stages.REST, std),
+        ]:
+            self.assertEqual(stages.stage_of(chain), stage, chain)
+
+    def test_symbolizers_are_read(self):
+        text = "0x10\ninner\n/a/b.rs:7\nouter\n/a/c.rs:9 (discriminator 2)\n0x0000000000000020\n??\n??:0\n"
+        self.assertEqual(stages.parse_symbols(text), {16: [("inner", "/a/b.rs"), ("outer", "/a/c.rs")], 32: [("??", "??")]})
+
+    def test_callgrind_is_read_without_what_callees_took(self):
+        text = "ob=/x/program\nfl=a.rs\nfn=f\n0x10 1 3\ncob=/lib/libc.so.6\ncfn=memcpy\ncalls=2 0x99\n0x11 2 500\n0x11 2 4\n" \
+               "ob=/lib/libc.so.6\nfn=memcpy\n0x99 0 500\n"
+        inside, outside = stages.parse_callgrind(text, "/x/program")
+        self.assertEqual((dict(inside), dict(outside)), ({16: 3, 17: 4}, {"libc.so.6": 500}))
+
+    def test_samples_are_told_apart(self):
+        own, kernel = "(/x/program)", "([kernel.kallsyms])"
+        text = "\n\n".join([
+            f"\t 10 f {own}\n\t 20 main {own}",
+            f"\tffffffff81000000 copy {kernel}\n\tffffffff81000010 __x64_sys_sendmsg {kernel}\n\t 20 main {own}",
+            f"\tffffffff81000000 do_syscall_64 {kernel}\n\t 30 <a::OsStream as a::Stream>::recv {own}",
+            f"\tffffffff81000000 tick {kernel}",
+            "\t 7 memcpy (/lib/libc.so.6)",
+        ])
+        kernel, inside, other = stages.parse_samples(text, "/x/program")
+        self.assertEqual(dict(kernel), {stages.SEND: 1, stages.RECEIVE: 1, stages.KERNEL: 1})
+        self.assertEqual((dict(inside), other), ({16: 1}, 1))
+        self.assertEqual(stages.addresses({16: 1, 99: 2}, [(0, 50, 0), (50, 100, 4096 + 50)]), {16: 1, 4096 + 99: 2})
+
+    def test_a_table_says_what_is_known(self):
+        spent, counted = {stages.RECEIVE: 300, stages.PARSE: 100}, {stages.PARSE: 250}
+        both = stages.table({"time": spent, "instructions": counted})
+        self.assertIn("| parse | 100 | 25 % | 250 |", both)
+        self.assertIn("| of it in the kernel | 300 | 75 % |  |", both)
+        self.assertIn("| **all** |  |  | 250 |", stages.table({"instructions": counted}))
+
+    def test_this_interpreter_is_an_elf_file_whose_code_is_found(self):
+        self.assertTrue(stages.segments(sys.executable))
 
 
 class Processes(unittest.TestCase):
