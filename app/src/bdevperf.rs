@@ -78,15 +78,16 @@ impl Device for BdevDevice {
         }
     }
 
-    fn poll(&mut self, _lane: usize, cx: &mut Context, done: &mut Vec<Done>) -> Result<bool, String> {
+    #[inline]
+    fn poll(&mut self, _lane: usize, now: Instant, mut each: impl FnMut(Done)) -> Result<bool, String> {
         let mut runtime = self.runtime.borrow_mut();
-        runtime.set_now(cx.now());
+        runtime.set_now(now);
         runtime.take_completions(self.client, &mut self.done);
         for mut completion in self.done.drain(..) {
             let (tag, status, data) = (completion.user(), completion.status(), completion.take_bufs());
             runtime.recycle(completion);
             let error = (status != IoStatus::Success).then(|| format!("{status:?}").into());
-            done.push(Done { tag, data, error });
+            each(Done { tag, data, error });
         }
         // Whoever measures never sleeps.
         Ok(true)

@@ -229,13 +229,13 @@ impl Device for NvmfDevice {
         Err(self.explain(why))
     }
 
-    fn poll(&mut self, lane: usize, cx: &mut Context, done: &mut Vec<Done>) -> Result<bool, String> {
-        let polled = self.queues[lane].poll(cx.now(), &mut PolledWith(self.pool.as_ref()), &mut self.done);
-        done.extend(self.done.drain(..).map(|completion| {
+    fn poll(&mut self, lane: usize, now: Instant, mut each: impl FnMut(Done)) -> Result<bool, String> {
+        let polled = self.queues[lane].poll(now, &mut PolledWith(self.pool.as_ref()), &mut self.done);
+        for completion in self.done.drain(..) {
             let status = completion.cqe.status();
             let error = (!status.is_success()).then(|| status.name().into());
-            Done { tag: completion.user, data: completion.data, error }
-        }));
+            each(Done { tag: completion.user, data: completion.data, error });
+        }
         polled.map_err(|e| self.explain(e))
     }
 

@@ -18,6 +18,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::any::Any;
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
@@ -257,16 +258,61 @@ impl fmt::Debug for Buffer {
 }
 
 /// An owned scatter list: the payload of one command. Segments other than the last are full.
+///
+/// It is one word: lists change hands several times a command, inside of requests, events and completions, and a processor that
+/// copies a structure right after its parts were written waits for all stores before them.
 #[derive(Default)]
-pub struct Buffers {
+pub struct Buffers(Option<Box<List>>);
+
+/// What a list is of.
+#[derive(Default)]
+struct List {
     segments: SmallVec<[Buffer; 2]>,
     len: u32,
 }
 
+/// Lists without segments that a thread keeps for its next ones at most: as many as a reactor has buffers.
+const MAX_SPARE_LISTS: usize = 4096;
+
+thread_local! {
+    // Boxed because that is how they travel.
+    #[allow(clippy::vec_box)]
+    static SPARE_LISTS: RefCell<Vec<Box<List>>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Buffers {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(mut list) = self.0.take() {
+            list.segments.clear();
+            list.len = 0;
+            // A thread that ends has no place for it.
+            let _ = SPARE_LISTS.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < MAX_SPARE_LISTS {
+                    spare.push(list);
+                }
+            });
+        }
+    }
+}
+
 impl Buffers {
     /// An empty list.
-    pub fn new() -> Buffers {
-        Buffers::default()
+    #[inline]
+    pub const fn new() -> Buffers {
+        Buffers(None)
+    }
+
+    #[inline]
+    fn list(&mut self) -> &mut List {
+        let spare = || SPARE_LISTS.try_with(|spare| spare.borrow_mut().pop()).ok().flatten().unwrap_or_default();
+        self.0.get_or_insert_with(spare)
+    }
+
+    #[inline]
+    fn buffers(&self) -> &[Buffer] {
+        self.0.as_ref().map_or(&[], |list| &list.segments)
     }
 
     /// Zeroed memory of its own, outside any pool, in one segment. For control paths and tests.
@@ -283,57 +329,61 @@ impl Buffers {
     /// # Panics
     /// If the total would pass `u32::MAX` bytes.
     pub fn push(&mut self, buffer: Buffer) {
-        self.len = self.len.checked_add(buffer.len).expect("a scatter list is shorter than 4 GiB");
-        self.segments.push(buffer);
+        let list = self.list();
+        list.len = list.len.checked_add(buffer.len).expect("a scatter list is shorter than 4 GiB");
+        list.segments.push(buffer);
     }
 
     /// Payload bytes in all segments together.
     #[inline]
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.0.as_ref().map_or(0, |list| list.len as usize)
     }
 
     /// Whether there is no payload.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Whether any of it is somebody else's memory, lent by [`Buffers::view`]: it must not be kept past the lender's contract.
     pub fn has_views(&self) -> bool {
-        self.segments.iter().any(|buffer| matches!(buffer.home, Home::View))
+        self.buffers().iter().any(|buffer| matches!(buffer.home, Home::View))
     }
 
     /// Number of segments.
     pub fn segment_count(&self) -> usize {
-        self.segments.len()
+        self.buffers().len()
     }
 
     /// The segments in order.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = &[u8]> {
-        self.segments.iter().map(|b| &**b)
+        self.buffers().iter().map(|b| &**b)
     }
 
     /// The segments in order, writable.
     pub fn segments_mut(&mut self) -> impl ExactSizeIterator<Item = &mut [u8]> {
-        self.segments.iter_mut().map(|b| &mut **b)
+        self.buffers_mut().iter_mut().map(|b| &mut **b)
     }
 
     /// The buffers themselves, for registration checks and addresses.
+    #[inline]
     pub fn buffers_mut(&mut self) -> &mut [Buffer] {
-        &mut self.segments
+        self.0.as_mut().map_or(&mut [], |list| &mut list.segments)
     }
 
     /// Takes the buffers out, leaving an empty list.
     pub fn drain(&mut self) -> impl Iterator<Item = Buffer> {
-        self.len = 0;
-        self.segments.drain(..)
+        self.0.as_mut().into_iter().flat_map(|list| {
+            list.len = 0;
+            list.segments.drain(..)
+        })
     }
 
     /// The contiguous bytes from `offset` to the end of the segment that holds it; empty at the end.
     pub fn slice_at(&self, offset: usize) -> &[u8] {
         let mut start = 0;
-        for segment in &self.segments {
+        for segment in self.buffers() {
             if offset < start + segment.len() {
                 return &segment[offset - start..];
             }
@@ -345,7 +395,7 @@ impl Buffers {
     /// As [`Buffers::slice_at`], writable.
     pub fn slice_at_mut(&mut self, offset: usize) -> &mut [u8] {
         let mut start = 0;
-        for segment in &mut self.segments {
+        for segment in self.buffers_mut() {
             let len = segment.len();
             if offset < start + len {
                 return &mut segment[offset - start..];
@@ -387,7 +437,7 @@ impl Buffers {
 
     /// Sets every payload byte to `value`.
     pub fn fill(&mut self, value: u8) {
-        for segment in &mut self.segments {
+        for segment in self.buffers_mut() {
             segment.fill(value);
         }
     }
@@ -401,10 +451,11 @@ impl Buffers {
 
     /// Shortens the payload to `len` bytes; buffers past the end go home.
     pub fn truncate(&mut self, len: usize) {
-        let mut left = len.min(self.len());
-        self.len = left as u32;
+        let Some(list) = &mut self.0 else { return };
+        let mut left = len.min(list.len as usize);
+        list.len = left as u32;
         let mut keep = 0;
-        for segment in &mut self.segments {
+        for segment in &mut list.segments {
             if left == 0 {
                 break;
             }
@@ -413,7 +464,7 @@ impl Buffers {
             left -= n;
             keep += 1;
         }
-        self.segments.truncate(keep);
+        list.segments.truncate(keep);
     }
 
     /// Makes every segment as long as its buffer is: undoes [`Buffers::truncate`] for a list of one buffer. The bytes that come
@@ -422,12 +473,13 @@ impl Buffers {
     /// # Panics
     /// If the total would pass `u32::MAX` bytes.
     pub fn widen(&mut self) {
+        let Some(list) = &mut self.0 else { return };
         let mut len = 0u32;
-        for segment in &mut self.segments {
+        for segment in &mut list.segments {
             segment.len = segment.capacity;
             len = len.checked_add(segment.len).expect("a scatter list is shorter than 4 GiB");
         }
-        self.len = len;
+        list.len = len;
     }
 
     /// A second list over `len` bytes of this payload from `offset`, for handing a part of a parent's memory to a
@@ -456,7 +508,7 @@ impl Buffers {
 
 impl fmt::Debug for Buffers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Buffers({} bytes in {})", self.len, self.segments.len())
+        write!(f, "Buffers({} bytes in {})", self.len(), self.segment_count())
     }
 }
 
@@ -562,7 +614,7 @@ impl BufferPool {
             list = self.try_alloc(len);
         }
         match &list {
-            Some(list) => list.segments.iter().for_each(|b| self.handed_out[exact_class(b.capacity())] += 1),
+            Some(list) => list.buffers().iter().for_each(|b| self.handed_out[exact_class(b.capacity())] += 1),
             None => self.retries[class_for(len)] += 1,
         }
         list
@@ -604,6 +656,8 @@ impl BufferPool {
     /// Gives memory back. Buffers of other pools and heap buffers find their own way home.
     #[inline]
     pub fn put(&mut self, mut list: Buffers) {
+        let Some(list) = &mut list.0 else { return };
+        list.len = 0;
         for mut buffer in list.segments.drain(..) {
             match &buffer.home {
                 Home::Pool(shared) if Arc::ptr_eq(shared, &self.shared) => {
@@ -613,7 +667,6 @@ impl BufferPool {
                 _ => drop(buffer),
             }
         }
-        list.len = 0;
     }
 
     fn collect_returned(&mut self) {

@@ -105,11 +105,11 @@ pub trait Device {
     /// The device is lost.
     fn tend(&mut self, cx: &mut Context) -> Result<bool, String>;
 
-    /// Appends what a lane has completed; whether there was work.
+    /// Gives what a lane has completed to `each`; whether there was work.
     ///
     /// # Errors
     /// The device is lost.
-    fn poll(&mut self, lane: usize, cx: &mut Context, done: &mut Vec<Done>) -> Result<bool, String>;
+    fn poll(&mut self, lane: usize, now: Instant, each: impl FnMut(Done)) -> Result<bool, String>;
 
     /// Takes a command; a lane has room for its depth.
     fn submit(&mut self, lane: usize, command: Command, now: Instant);
@@ -202,12 +202,10 @@ impl Pace {
     }
 }
 
-/// A run.
-pub struct Engine<D> {
-    device: D,
+/// Which command is next, and what came of those before.
+struct Load {
     options: LoadOptions,
     targets: Vec<Target>,
-    depth: usize,
     run: u64,
     random: u64,
     turn: usize,
@@ -216,66 +214,31 @@ pub struct Engine<D> {
     idle: Vec<Vec<(u64, Buffers)>>,
     outstanding: usize,
     begun: u64,
+    /// Commands to measure, if that was asked for.
+    count: Option<u64>,
     pace: Option<Pace>,
-    done: Vec<Done>,
     scratch: Vec<u8>,
     phase: Phase,
+    report: Report,
+}
+
+/// A run: a load, and what it is put on.
+pub struct Engine<D> {
+    device: D,
+    load: Load,
+    depth: usize,
     phase_ends: Instant,
     measured_from: Instant,
     cpu_from: f64,
     busy_from_ns: u64,
-    report: Report,
     crew: Arc<Crew>,
     index: usize,
-    /// Commands to measure, if that was asked for.
-    count: Option<u64>,
     /// It is being stopped, and does not wait long for anything.
     hurries: bool,
     out: Option<mpsc::Sender<Report>>,
 }
 
-impl<D: Device> Engine<D> {
-    /// Member `index` of a crew; it will send its report to `out`.
-    pub fn new(
-        cx: &Context,
-        device: D,
-        options: LoadOptions,
-        (crew, index): (Arc<Crew>, usize),
-        out: mpsc::Sender<Report>,
-    ) -> Engine<D> {
-        let (now, platform) = (cx.read_clock(), cx.platform());
-        let report = Report::empty(index, options.verify);
-        let my_count = |count| share(count, index, crew.size());
-        let count = options.count.map(|count| my_count(count).end - my_count(count).start);
-        Engine {
-            device,
-            options,
-            targets: Vec::new(),
-            depth: 0,
-            run: platform.random_u64(),
-            random: platform.random_u64() | 1,
-            turn: 0,
-            sent: Vec::new(),
-            idle: Vec::new(),
-            outstanding: 0,
-            begun: 0,
-            pace: None,
-            done: Vec::new(),
-            scratch: Vec::new(),
-            phase: Phase::SetUp,
-            phase_ends: now,
-            measured_from: now,
-            cpu_from: 0.0,
-            busy_from_ns: 0,
-            report,
-            crew,
-            index,
-            count,
-            hurries: false,
-            out: Some(out),
-        }
-    }
-
+impl Load {
     fn random(&mut self) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -283,140 +246,25 @@ impl<D: Device> Engine<D> {
         self.random
     }
 
-    /// The device is ready: checks the sizes and takes the memory.
-    fn begin(&mut self, ready: Ready, now: Instant) -> Result<(), String> {
-        let bs = self.options.bs;
-        if let Some(max) = ready.max_bytes.filter(|max| u64::from(bs) > *max) {
-            return Err(format!(
-                "--bs {bs} is more than the {max} bytes that one command may have; give a smaller one"
-            ));
-        }
-        let members = self.crew.size();
-        if self.index == 0 && ready.depth < usize::from(self.options.qd) {
-            eprintln!("note: --qd {} is more than a queue takes; it is {} now", self.options.qd, ready.depth);
-        }
-        let count = ready.lanes * ready.depth;
-        if (count * members) as u64 * u64::from(bs) > MAX_PAYLOAD_BYTES {
-            let limit = MAX_PAYLOAD_BYTES >> 30;
-            return Err(format!(
-                "--queues, --qd and --bs together take more than {limit} GiB of memory; lower one of them"
-            ));
-        }
-        let mut all_places = 0;
-        for volume in ready.volumes {
-            let target = self.target(volume, count, &mut all_places)?;
-            self.targets.push(target);
-        }
-        if self.targets.is_empty() {
-            return Err("there is nothing to put a load on".into());
-        }
-        self.depth = ready.depth;
-        self.sent = vec![Sent { since: now, volume: 0, is_write: false, place: 0, generation: 0 }; count];
-        self.done = Vec::with_capacity(ready.depth);
-        for lane in 0..ready.lanes {
-            let tags = lane * ready.depth..(lane + 1) * ready.depth;
-            let with_memory = tags.map(|tag| {
-                let mut data = self.device.memory(bs as usize);
-                data.fill(tag as u8);
-                (tag as u64, data)
-            });
-            self.idle.push(with_memory.collect());
-        }
-        (self.report.by_queue, self.report.depth) = (vec![0; ready.lanes], ready.depth);
-        if self.options.fill {
-            self.go_on(Phase::Fill, Doing::Filling);
-        } else {
-            self.muster();
-        }
-        Ok(())
-    }
-
-    /// What this member does on a volume, with `count` commands at once; `all_places` counts the places of all volumes.
-    fn target(&self, volume: Volume, count: usize, all_places: &mut u64) -> Result<Target, String> {
-        let (bs, members) = (self.options.bs, self.crew.size());
-        let block = volume.block_bytes;
-        if !bs.is_multiple_of(block) || bs / block > 65536 {
-            return Err(format!("--bs {bs} is not 1 to 65536 blocks of {block} bytes; give a multiple of {block}"));
-        }
-        let bytes = (volume.blocks * u64::from(block)).min(self.options.size.unwrap_or(u64::MAX));
-        let places = bytes / u64::from(bs);
-        if places == 0 {
-            return Err(format!("volume {}: {bytes} bytes are less than one command of --bs {bs}", volume.number));
-        }
-        *all_places += places;
-        let in_order = matches!(self.options.rw, Mode::Read | Mode::Write);
-        let mine = share(places, self.index, members);
-        // At random all may go everywhere, unless they keep account of what they find.
-        let of = if in_order || self.options.verify { mine.clone() } else { 0..places };
-        let (first, places) = (of.start, of.end - of.start);
-        let fill = if self.options.fill { mine.start - first..mine.end - first } else { 0..0 };
-        if places == 0 {
-            return Err(format!(
-                "volume {}: there are fewer commands of --bs {bs} in it than cores; give fewer with --core",
-                volume.number
-            ));
-        }
-        let ledger = match self.options.verify {
-            true if *all_places > MAX_PLACES => {
-                return Err(
-                    "--verify cannot keep account of so many places; limit them with --size, or raise --bs".into()
-                );
-            }
-            true if places < count as u64 => {
-                return Err(format!(
-                    "--verify needs a place for each of {count} commands, and volume {} has {places}; lower --qd or --queues",
-                    volume.number
-                ));
-            }
-            true => Some(Ledger::new(places as usize)),
-            false => None,
-        };
-        let blocks_per_io = bs / block;
-        Ok(Target { volume, blocks_per_io, first, places, next: 0, fill, ledger, checked: 0 })
-    }
-
-    fn go_on(&mut self, phase: Phase, doing: Doing) {
-        self.phase = phase;
-        self.crew.member(self.index).does(doing);
-    }
-
-    /// Waits for the others.
-    fn muster(&mut self) {
-        self.phase = Phase::Muster;
-        self.crew.is_ready();
-    }
-
-    /// All are there: the load begins.
-    fn warm_up(&mut self, now: Instant) {
-        let warmup = if self.count.is_some() { 0.0 } else { self.options.warmup };
-        self.go_on(Phase::WarmUp, Doing::WarmingUp);
-        self.phase_ends = now + Duration::from_secs_f64(warmup);
-        let members = self.crew.size() as f64;
-        self.pace = self.options.rate.map(|rate| Pace {
-            // In turn with the others.
-            from: now + Duration::from_secs_f64(self.index as f64 / rate),
-            per_second: rate / members,
-            sent: 0,
-        });
-    }
-
-    /// Sends the next command of the load, if one is due; whether it did.
-    fn next_command(&mut self, lane: usize, now: Instant) -> bool {
+    /// The next command of the load, if one is due.
+    #[inline]
+    fn next_command(&mut self, lane: usize, now: Instant) -> Option<Command> {
         let since = match &self.pace {
-            Some(pace) if pace.due() > now => return false,
+            Some(pace) if pace.due() > now => return None,
             Some(pace) => pace.due(),
             None => now,
         };
         if self.phase == Phase::Measure && self.is_counted() {
-            return false;
+            return None;
         }
-        let Some((tag, data)) = self.idle[lane].pop() else { return false };
+        let (tag, data) = self.idle[lane].pop()?;
         let volume = self.turn;
         self.turn = if volume + 1 == self.targets.len() { 0 } else { volume + 1 };
         let mode = self.options.rw;
         let (random, coin) = match mode {
             Mode::Read | Mode::Write => (None, 0),
-            _ => (Some(self.random()), self.random() >> 32),
+            Mode::Randread | Mode::Randwrite => (Some(self.random()), 0),
+            Mode::Randrw => (Some(self.random()), self.random() >> 32),
         };
         let is_write = match mode {
             Mode::Read | Mode::Randread => false,
@@ -440,8 +288,7 @@ impl<D: Device> Engine<D> {
         if self.phase == Phase::Measure {
             self.begun += 1;
         }
-        self.submit(lane, tag, data, Sent { since, volume: volume as u32, is_write, place, generation }, now);
-        true
+        Some(self.command(tag, data, Sent { since, volume: volume as u32, is_write, place, generation }))
     }
 
     /// Whether as many commands have begun as were asked for.
@@ -449,10 +296,10 @@ impl<D: Device> Engine<D> {
         self.count.is_some_and(|count| self.begun >= count)
     }
 
-    /// Sends the next command that writes what was not filled yet; whether there is one.
-    fn next_fill(&mut self, lane: usize, now: Instant) -> bool {
+    /// The next command that writes what was not filled yet.
+    fn next_fill(&mut self, lane: usize, now: Instant) -> Option<Command> {
         if self.idle[lane].is_empty() {
-            return false;
+            return None;
         }
         for volume in 0..self.targets.len() {
             let target = &mut self.targets[volume];
@@ -462,16 +309,15 @@ impl<D: Device> Engine<D> {
             }
             let (tag, data) = self.idle[lane].pop().expect("it was just looked at");
             let sent = Sent { since: now, volume: volume as u32, is_write: true, place, generation: 1 };
-            self.submit(lane, tag, data, sent, now);
-            return true;
+            return Some(self.command(tag, data, sent));
         }
-        false
+        None
     }
 
-    /// Sends the next command that reads what was written; whether there is one.
-    fn next_check(&mut self, lane: usize, now: Instant) -> bool {
+    /// The next command that reads what was written.
+    fn next_check(&mut self, lane: usize, now: Instant) -> Option<Command> {
         if self.idle[lane].is_empty() {
-            return false;
+            return None;
         }
         for volume in 0..self.targets.len() {
             let target = &mut self.targets[volume];
@@ -485,13 +331,13 @@ impl<D: Device> Engine<D> {
             let generation = ledger.generation(place);
             let (tag, data) = self.idle[lane].pop().expect("it was just looked at");
             let sent = Sent { since: now, volume: volume as u32, is_write: false, place, generation };
-            self.submit(lane, tag, data, sent, now);
-            return true;
+            return Some(self.command(tag, data, sent));
         }
-        false
+        None
     }
 
-    fn submit(&mut self, lane: usize, tag: u64, mut data: Buffers, sent: Sent, now: Instant) {
+    #[inline]
+    fn command(&mut self, tag: u64, mut data: Buffers, sent: Sent) -> Command {
         let target = &self.targets[sent.volume as usize];
         let blocks = target.blocks_per_io;
         let lba = (target.first + sent.place) * u64::from(blocks);
@@ -506,9 +352,10 @@ impl<D: Device> Engine<D> {
         self.sent[tag as usize] = sent;
         self.outstanding += 1;
         let (volume, is_write) = (sent.volume as usize, sent.is_write);
-        self.device.submit(lane, Command { tag, volume, is_write, lba, blocks, data }, now);
+        Command { tag, volume, is_write, lba, blocks, data }
     }
 
+    #[inline]
     fn complete(&mut self, lane: usize, done: Done, now: Instant) {
         let sent = self.sent[done.tag as usize];
         self.outstanding -= 1;
@@ -555,25 +402,198 @@ impl<D: Device> Engine<D> {
             }
         }
     }
+}
+
+impl<D: Device> Engine<D> {
+    /// Member `index` of a crew; it will send its report to `out`.
+    pub fn new(
+        cx: &Context,
+        device: D,
+        options: LoadOptions,
+        (crew, index): (Arc<Crew>, usize),
+        out: mpsc::Sender<Report>,
+    ) -> Engine<D> {
+        let (now, platform) = (cx.read_clock(), cx.platform());
+        let report = Report::empty(index, options.verify);
+        let my_count = |count| share(count, index, crew.size());
+        let count = options.count.map(|count| my_count(count).end - my_count(count).start);
+        let load = Load {
+            options,
+            targets: Vec::new(),
+            run: platform.random_u64(),
+            random: platform.random_u64() | 1,
+            turn: 0,
+            sent: Vec::new(),
+            idle: Vec::new(),
+            outstanding: 0,
+            begun: 0,
+            count,
+            pace: None,
+            scratch: Vec::new(),
+            phase: Phase::SetUp,
+            report,
+        };
+        Engine {
+            device,
+            load,
+            depth: 0,
+            phase_ends: now,
+            measured_from: now,
+            cpu_from: 0.0,
+            busy_from_ns: 0,
+            crew,
+            index,
+            hurries: false,
+            out: Some(out),
+        }
+    }
+
+    /// The device is ready: checks the sizes and takes the memory.
+    fn begin(&mut self, ready: Ready, now: Instant) -> Result<(), String> {
+        let bs = self.load.options.bs;
+        if let Some(max) = ready.max_bytes.filter(|max| u64::from(bs) > *max) {
+            return Err(format!(
+                "--bs {bs} is more than the {max} bytes that one command may have; give a smaller one"
+            ));
+        }
+        let members = self.crew.size();
+        if self.index == 0 && ready.depth < usize::from(self.load.options.qd) {
+            eprintln!("note: --qd {} is more than a queue takes; it is {} now", self.load.options.qd, ready.depth);
+        }
+        let count = ready.lanes * ready.depth;
+        if (count * members) as u64 * u64::from(bs) > MAX_PAYLOAD_BYTES {
+            let limit = MAX_PAYLOAD_BYTES >> 30;
+            return Err(format!(
+                "--queues, --qd and --bs together take more than {limit} GiB of memory; lower one of them"
+            ));
+        }
+        let mut all_places = 0;
+        for volume in ready.volumes {
+            let target = self.target(volume, count, &mut all_places)?;
+            self.load.targets.push(target);
+        }
+        if self.load.targets.is_empty() {
+            return Err("there is nothing to put a load on".into());
+        }
+        self.depth = ready.depth;
+        self.load.sent = vec![Sent { since: now, volume: 0, is_write: false, place: 0, generation: 0 }; count];
+        for lane in 0..ready.lanes {
+            let tags = lane * ready.depth..(lane + 1) * ready.depth;
+            let with_memory = tags.map(|tag| {
+                let mut data = self.device.memory(bs as usize);
+                data.fill(tag as u8);
+                (tag as u64, data)
+            });
+            self.load.idle.push(with_memory.collect());
+        }
+        (self.load.report.by_queue, self.load.report.depth) = (vec![0; ready.lanes], ready.depth);
+        if self.load.options.fill {
+            self.go_on(Phase::Fill, Doing::Filling);
+        } else {
+            self.muster();
+        }
+        Ok(())
+    }
+
+    /// What this member does on a volume, with `count` commands at once; `all_places` counts the places of all volumes.
+    fn target(&self, volume: Volume, count: usize, all_places: &mut u64) -> Result<Target, String> {
+        let (bs, members) = (self.load.options.bs, self.crew.size());
+        let block = volume.block_bytes;
+        if !bs.is_multiple_of(block) || bs / block > 65536 {
+            return Err(format!("--bs {bs} is not 1 to 65536 blocks of {block} bytes; give a multiple of {block}"));
+        }
+        let bytes = (volume.blocks * u64::from(block)).min(self.load.options.size.unwrap_or(u64::MAX));
+        let places = bytes / u64::from(bs);
+        if places == 0 {
+            return Err(format!("volume {}: {bytes} bytes are less than one command of --bs {bs}", volume.number));
+        }
+        *all_places += places;
+        let in_order = matches!(self.load.options.rw, Mode::Read | Mode::Write);
+        let mine = share(places, self.index, members);
+        // At random all may go everywhere, unless they keep account of what they find.
+        let of = if in_order || self.load.options.verify { mine.clone() } else { 0..places };
+        let (first, places) = (of.start, of.end - of.start);
+        let fill = if self.load.options.fill { mine.start - first..mine.end - first } else { 0..0 };
+        if places == 0 {
+            return Err(format!(
+                "volume {}: there are fewer commands of --bs {bs} in it than cores; give fewer with --core",
+                volume.number
+            ));
+        }
+        let ledger = match self.load.options.verify {
+            true if *all_places > MAX_PLACES => {
+                return Err(
+                    "--verify cannot keep account of so many places; limit them with --size, or raise --bs".into()
+                );
+            }
+            true if places < count as u64 => {
+                return Err(format!(
+                    "--verify needs a place for each of {count} commands, and volume {} has {places}; lower --qd or --queues",
+                    volume.number
+                ));
+            }
+            true => Some(Ledger::new(places as usize)),
+            false => None,
+        };
+        let blocks_per_io = bs / block;
+        Ok(Target { volume, blocks_per_io, first, places, next: 0, fill, ledger, checked: 0 })
+    }
+
+    fn go_on(&mut self, phase: Phase, doing: Doing) {
+        self.load.phase = phase;
+        self.crew.member(self.index).does(doing);
+    }
+
+    /// Waits for the others.
+    fn muster(&mut self) {
+        self.load.phase = Phase::Muster;
+        self.crew.is_ready();
+    }
+
+    /// All are there: the load begins.
+    fn warm_up(&mut self, now: Instant) {
+        let warmup = if self.load.count.is_some() { 0.0 } else { self.load.options.warmup };
+        self.go_on(Phase::WarmUp, Doing::WarmingUp);
+        self.phase_ends = now + Duration::from_secs_f64(warmup);
+        let members = self.crew.size() as f64;
+        self.load.pace = self.load.options.rate.map(|rate| Pace {
+            // In turn with the others.
+            from: now + Duration::from_secs_f64(self.index as f64 / rate),
+            per_second: rate / members,
+            sent: 0,
+        });
+    }
 
     /// One poll and one send a lane.
     fn turn(&mut self, cx: &mut Context) -> Result<bool, String> {
         let mut busy = false;
-        for lane in 0..self.idle.len() {
-            let mut done = std::mem::take(&mut self.done);
-            busy |= self.device.poll(lane, cx, &mut done)?;
-            let now = if done.is_empty() { cx.now() } else { cx.read_clock() };
-            for done in done.drain(..) {
-                self.complete(lane, done, now);
-            }
-            self.done = done;
-            match self.phase {
-                Phase::WarmUp | Phase::Measure => while self.next_command(lane, now) {},
-                Phase::Fill => while self.next_fill(lane, now) {},
-                Phase::Check => while self.next_check(lane, now) {},
+        let Engine { device, load, .. } = self;
+        for lane in 0..load.idle.len() {
+            let mut read = None;
+            busy |= device.poll(lane, cx.now(), |done| {
+                let now = *read.get_or_insert_with(|| cx.read_clock());
+                load.complete(lane, done, now);
+            })?;
+            let now = read.unwrap_or(cx.now());
+            match load.phase {
+                Phase::WarmUp | Phase::Measure => {
+                    while let Some(command) = load.next_command(lane, now) {
+                        device.submit(lane, command, now);
+                    }
+                }
+                Phase::Fill => {
+                    while let Some(command) = load.next_fill(lane, now) {
+                        device.submit(lane, command, now);
+                    }
+                }
+                Phase::Check => {
+                    while let Some(command) = load.next_check(lane, now) {
+                        device.submit(lane, command, now);
+                    }
+                }
                 _ => {}
             }
-            self.device.send(lane, cx)?;
+            device.send(lane, cx)?;
         }
         Ok(busy)
     }
@@ -582,10 +602,10 @@ impl<D: Device> Engine<D> {
         let now = cx.now();
         if self.crew.must_stop() && !self.hurries {
             self.hurries = true;
-            self.report.interrupted = self.crew.is_interrupted();
+            self.load.report.interrupted = self.crew.is_interrupted();
             self.phase_ends = self.phase_ends.min(now + SHORT_PATIENCE);
         }
-        match self.phase {
+        match self.load.phase {
             Phase::Over => return Ok(false),
             Phase::SetUp if self.hurries => self.part(),
             Phase::SetUp => {
@@ -598,7 +618,7 @@ impl<D: Device> Engine<D> {
         }
         match self.work(cx, now) {
             // The one with the controller has left already, and taken the queues of the others with it.
-            Err(_) if self.phase == Phase::Parting && self.crew.are_done() => {
+            Err(_) if self.load.phase == Phase::Parting && self.crew.are_done() => {
                 self.finish(cx);
                 Ok(true)
             }
@@ -609,9 +629,9 @@ impl<D: Device> Engine<D> {
     fn work(&mut self, cx: &mut Context, now: Instant) -> Result<bool, String> {
         let mut busy = self.device.tend(cx)?;
         self.next_phase(cx, now)?;
-        if self.phase != Phase::Over {
+        if self.load.phase != Phase::Over {
             busy |= self.turn(cx)?;
-            self.crew.member(self.index).show(self.report.completed, self.report.errors);
+            self.crew.member(self.index).show(self.load.report.completed, self.load.report.errors);
         }
         Ok(busy)
     }
@@ -619,10 +639,10 @@ impl<D: Device> Engine<D> {
     /// Goes on to the next phase if this one is at its end.
     fn next_phase(&mut self, cx: &mut Context, now: Instant) -> Result<(), String> {
         let stop = self.hurries;
-        let is_quiet = self.outstanding == 0;
-        match self.phase {
+        let is_quiet = self.load.outstanding == 0;
+        match self.load.phase {
             Phase::Fill | Phase::Muster if stop => self.drain(Phase::Drain, now),
-            Phase::Fill if self.targets.iter().all(|target| target.fill.is_empty()) => {
+            Phase::Fill if self.load.targets.iter().all(|target| target.fill.is_empty()) => {
                 self.drain(Phase::FillDrain, now);
             }
             Phase::FillDrain if is_quiet => self.muster(),
@@ -636,17 +656,17 @@ impl<D: Device> Engine<D> {
             Phase::WarmUp if stop => self.drain(Phase::Drain, now),
             Phase::WarmUp if now >= self.phase_ends => self.measure(cx, now),
             // What was asked for is measured to its end.
-            Phase::Measure if self.is_counted() && !is_quiet && !stop && now < self.phase_ends => {}
-            Phase::Measure if stop || now >= self.phase_ends || self.is_counted() => {
+            Phase::Measure if self.load.is_counted() && !is_quiet && !stop && now < self.phase_ends => {}
+            Phase::Measure if stop || now >= self.phase_ends || self.load.is_counted() => {
                 self.stop_measuring(cx);
                 self.drain(Phase::Drain, now);
             }
-            Phase::Drain if is_quiet && self.options.verify && !stop => self.go_on(Phase::Check, Doing::Checking),
+            Phase::Drain if is_quiet && self.load.options.verify && !stop => self.go_on(Phase::Check, Doing::Checking),
             Phase::Drain if is_quiet => self.part(),
             Phase::Check if stop || self.is_checked() => self.drain(Phase::CheckDrain, now),
             Phase::CheckDrain if is_quiet => {
                 let complete = self.is_checked();
-                if let Some(verified) = &mut self.report.verified {
+                if let Some(verified) = &mut self.load.report.verified {
                     verified.complete = complete;
                 }
                 self.part();
@@ -654,7 +674,7 @@ impl<D: Device> Engine<D> {
             Phase::FillDrain | Phase::Drain | Phase::CheckDrain if now >= self.phase_ends => {
                 return Err(format!(
                     "{} commands did not complete in the end; see what the device does",
-                    self.outstanding
+                    self.load.outstanding
                 ));
             }
             Phase::Parting if self.crew.are_done() => self.finish(cx),
@@ -667,37 +687,37 @@ impl<D: Device> Engine<D> {
         self.go_on(Phase::Measure, Doing::Measuring);
         (self.measured_from, self.cpu_from) = (now, cpu_seconds());
         self.busy_from_ns = cx.stats().busy_ns;
-        let time = self.options.time.unwrap_or(if self.count.is_some() { 1e7 } else { super::DEFAULT_TIME });
+        let time = self.load.options.time.unwrap_or(if self.load.count.is_some() { 1e7 } else { super::DEFAULT_TIME });
         self.phase_ends = now + Duration::from_secs_f64(time);
     }
 
     /// Nothing is outstanding, and nothing will be: waits for the others.
     fn part(&mut self) {
-        self.phase = Phase::Parting;
+        self.load.phase = Phase::Parting;
         self.crew.is_done();
     }
 
     fn drain(&mut self, phase: Phase, now: Instant) {
         self.go_on(phase, if phase == Phase::FillDrain { Doing::Filling } else { Doing::Finishing });
-        self.phase_ends = now + if self.hurries { SHORT_PATIENCE } else { PATIENCE.max(self.options.patience()) };
+        self.phase_ends = now + if self.hurries { SHORT_PATIENCE } else { PATIENCE.max(self.load.options.patience()) };
     }
 
     fn is_checked(&self) -> bool {
         let unchecked = |target: &Target| target.ledger.as_ref().and_then(|ledger| ledger.next_known(target.checked));
-        self.targets.iter().all(|target| unchecked(target).is_none())
+        self.load.targets.iter().all(|target| unchecked(target).is_none())
     }
 
     fn stop_measuring(&mut self, cx: &Context) {
         let now = cx.now();
-        self.report.seconds = now.since(self.measured_from).as_secs_f64();
+        self.load.report.seconds = now.since(self.measured_from).as_secs_f64();
         let busy_ns = cx.stats().busy_ns - self.busy_from_ns;
-        self.report.busy = (busy_ns as f64 / 1e9 / self.report.seconds.max(1e-9)).min(1.0);
-        self.report.cpu_s = cpu_seconds() - self.cpu_from;
-        self.report.late = self.pace.map_or(0, |pace| pace.waiting(now));
+        self.load.report.busy = (busy_ns as f64 / 1e9 / self.load.report.seconds.max(1e-9)).min(1.0);
+        self.load.report.cpu_s = cpu_seconds() - self.cpu_from;
+        self.load.report.late = self.load.pace.map_or(0, |pace| pace.waiting(now));
     }
 
     fn finish(&mut self, cx: &mut Context) {
-        self.phase = Phase::Over;
+        self.load.phase = Phase::Over;
         self.device.leave(cx);
         self.send_report();
     }
@@ -705,15 +725,15 @@ impl<D: Device> Engine<D> {
     fn send_report(&mut self) {
         if let Some(out) = self.out.take() {
             // Whoever waited for it may be gone.
-            let _ = out.send(std::mem::replace(&mut self.report, Report::empty(self.index, false)));
+            let _ = out.send(std::mem::replace(&mut self.load.report, Report::empty(self.index, false)));
         }
     }
 
     /// It cannot go on: the others stop, too.
     fn fail(&mut self, why: String) {
-        self.report.failure = Some(why);
+        self.load.report.failure = Some(why);
         self.crew.fail();
-        if self.phase != Phase::Parting {
+        if self.load.phase != Phase::Parting {
             self.crew.is_done();
         }
     }
@@ -739,8 +759,8 @@ impl<D: Device> Poller for Engine<D> {
             Err(why) => {
                 self.fail(why);
                 // Commands whose fate is unknown count as errors.
-                self.report.errors += self.outstanding as u64;
-                if self.phase == Phase::Measure {
+                self.load.report.errors += self.load.outstanding as u64;
+                if self.load.phase == Phase::Measure {
                     self.stop_measuring(cx);
                 }
                 self.finish(cx);
