@@ -93,7 +93,7 @@ impl Device for BdevDevice {
         Ok(true)
     }
 
-    #[inline]
+    #[inline(always)]
     fn submit(&mut self, _lane: usize, command: Command, _now: Instant) {
         let op = if command.is_write { Op::Write { fua: false } } else { Op::Read };
         let (lba, blocks, bufs, user) = (command.lba, command.blocks.into(), command.data, command.tag);

@@ -157,6 +157,9 @@ pub struct Buffer {
     len: u32,
     /// Bytes owned; equals a class size for pool buffers.
     capacity: u32,
+    /// All of the capacity is known to be zeroes. Whoever can write to it, or has a device do so, gets the address from
+    /// [`Buffer::as_mut_ptr`] or a mutable slice, which forget it. Never of memory that is somebody else's.
+    zeroes: bool,
     home: Home,
 }
 
@@ -175,7 +178,7 @@ impl Buffer {
         let layout = Buffer::heap_layout(capacity);
         // SAFETY: the layout has a size of at least one byte.
         let Some(ptr) = NonNull::new(unsafe { alloc_zeroed(layout) }) else { handle_alloc_error(layout) };
-        Buffer { ptr, len: len as u32, capacity, home: Home::Heap }
+        Buffer { ptr, len: len as u32, capacity, zeroes: true, home: Home::Heap }
     }
 
     /// `len` bytes at `ptr` that belong to `owner`, which is kept until the buffer is dropped.
@@ -188,7 +191,7 @@ impl Buffer {
     /// If `len` is above `u32::MAX`.
     pub unsafe fn lent(ptr: NonNull<u8>, len: usize, owner: Arc<dyn Any + Send + Sync>) -> Buffer {
         let len = u32::try_from(len).expect("a buffer is shorter than 4 GiB");
-        Buffer { ptr, len, capacity: len, home: Home::Lent(owner) }
+        Buffer { ptr, len, capacity: len, zeroes: false, home: Home::Lent(owner) }
     }
 
     fn heap_layout(capacity: u32) -> Layout {
@@ -200,8 +203,10 @@ impl Buffer {
         self.capacity as usize
     }
 
-    /// Address of the first byte, for handing to the kernel or a device.
+    /// Address of the first byte, for handing to the kernel or a device. Asked for anew each time that the bytes may be
+    /// written through it.
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.zeroes = false;
         self.ptr.as_ptr()
     }
 
@@ -224,6 +229,7 @@ impl Deref for Buffer {
 impl DerefMut for Buffer {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
+        self.zeroes = false;
         // SAFETY: as for `deref`, and the buffer is exclusively borrowed.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len as usize) }
     }
@@ -242,6 +248,7 @@ impl Drop for Buffer {
                         ptr: self.ptr,
                         len: self.capacity,
                         capacity: self.capacity,
+                        zeroes: self.zeroes,
                         home: Home::Pool(Arc::clone(&shared)),
                     };
                     returned.buffers.push(buffer);
@@ -442,6 +449,18 @@ impl Buffers {
         }
     }
 
+    /// Makes every payload byte zero. Buffers that still are what the last call left cost nothing: devices that have nothing
+    /// written would otherwise fill the same memory over and over.
+    #[inline]
+    pub fn zero(&mut self) {
+        for buffer in self.buffers_mut() {
+            if !buffer.zeroes {
+                buffer.fill(0);
+                buffer.zeroes = buffer.len == buffer.capacity && matches!(buffer.home, Home::Pool(_) | Home::Heap);
+            }
+        }
+    }
+
     /// The payload in one vector. For control paths and tests.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut out = vec![0; self.len()];
@@ -499,7 +518,7 @@ impl Buffers {
             let piece = self.slice_at_mut(offset + done);
             let n = piece.len().min(len - done);
             let ptr = NonNull::from(&mut *piece).cast::<u8>();
-            view.push(Buffer { ptr, len: n as u32, capacity: n as u32, home: Home::View });
+            view.push(Buffer { ptr, len: n as u32, capacity: n as u32, zeroes: false, home: Home::View });
             done += n;
         }
         view
@@ -569,7 +588,7 @@ impl BufferPool {
                 // SAFETY: `offset + size <= config.bytes()`, inside the mapping; each piece is given out once.
                 let ptr = unsafe { shared.base.add(offset) };
                 let home = Home::Pool(Arc::clone(&shared));
-                list.push(Buffer { ptr, len: size as u32, capacity: size as u32, home });
+                list.push(Buffer { ptr, len: size as u32, capacity: size as u32, zeroes: true, home });
                 offset += size;
             }
             list.reverse();
@@ -740,6 +759,39 @@ mod tests {
             assert_eq!(list.slice_at(0).as_ptr() as usize % ALIGNMENT, 0);
             pool.put(list);
             assert!(pool.is_whole());
+        }
+    }
+
+    #[test]
+    fn zeroes_stay_known_until_somebody_may_write() {
+        let mut pool = pool();
+        let writers: [fn(&mut Buffers); 6] = [
+            |list| list.write_at(100, &[1]),
+            |list| list.fill(1),
+            |list| list.slice_at_mut(5)[0] = 1,
+            |list| list.segments_mut().for_each(|segment| segment[0] = 1),
+            // SAFETY: the address is of 4096 bytes that are borrowed exclusively.
+            |list| unsafe { list.buffers_mut()[0].as_mut_ptr().write(1) },
+            // SAFETY: the list is not touched while the view lives.
+            |list| unsafe { list.view(10, 20) }.write_at(3, &[1]),
+        ];
+        for write in writers {
+            let mut list = pool.alloc(4096).unwrap();
+            list.zero();
+            assert!(list.buffers()[0].zeroes);
+            pool.put(list);
+            let mut list = pool.alloc(4096).unwrap();
+            assert!(list.buffers()[0].zeroes, "it is the buffer that came last");
+            write(&mut list);
+            assert!(list.to_vec().contains(&1) && !list.buffers()[0].zeroes);
+            // A part of it does not make the whole of it known.
+            list.truncate(200);
+            list.zero();
+            assert!(!list.buffers()[0].zeroes);
+            list.widen();
+            list.zero();
+            assert_eq!(list.to_vec(), [0; 4096]);
+            pool.put(list);
         }
     }
 

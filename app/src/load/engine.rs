@@ -247,7 +247,7 @@ impl Load {
     }
 
     /// The next command of the load, if one is due.
-    #[inline]
+    #[inline(always)]
     fn next_command(&mut self, lane: usize, now: Instant) -> Option<Command> {
         let since = match &self.pace {
             Some(pace) if pace.due() > now => return None,
@@ -336,23 +336,30 @@ impl Load {
         None
     }
 
-    #[inline]
+    #[inline(always)]
     fn command(&mut self, tag: u64, mut data: Buffers, sent: Sent) -> Command {
-        let target = &self.targets[sent.volume as usize];
-        let blocks = target.blocks_per_io;
-        let lba = (target.first + sent.place) * u64::from(blocks);
-        if sent.is_write && target.ledger.is_some() {
-            let (run, volume, block_bytes) = (self.run, target.volume.number, target.volume.block_bytes as usize);
-            self.scratch.resize(block_bytes, 0);
-            for n in 0..u64::from(blocks) {
-                Stamp { run, volume, lba: lba + n, generation: sent.generation }.fill(&mut self.scratch);
-                data.write_at(n as usize * block_bytes, &self.scratch);
-            }
-        }
+        let Sent { volume, is_write, place, .. } = sent;
         self.sent[tag as usize] = sent;
         self.outstanding += 1;
-        let (volume, is_write) = (sent.volume as usize, sent.is_write);
-        Command { tag, volume, is_write, lba, blocks, data }
+        let target = &self.targets[volume as usize];
+        let blocks = target.blocks_per_io;
+        let lba = (target.first + place) * u64::from(blocks);
+        if is_write && target.ledger.is_some() {
+            self.stamp(tag, lba, &mut data);
+        }
+        Command { tag, volume: volume as usize, is_write, lba, blocks, data }
+    }
+
+    /// Fills the payload of a verified write.
+    fn stamp(&mut self, tag: u64, lba: u64, data: &mut Buffers) {
+        let sent = self.sent[tag as usize];
+        let target = &self.targets[sent.volume as usize];
+        let (run, volume, block_bytes) = (self.run, target.volume.number, target.volume.block_bytes as usize);
+        self.scratch.resize(block_bytes, 0);
+        for n in 0..u64::from(target.blocks_per_io) {
+            Stamp { run, volume, lba: lba + n, generation: sent.generation }.fill(&mut self.scratch);
+            data.write_at(n as usize * block_bytes, &self.scratch);
+        }
     }
 
     #[inline]

@@ -156,6 +156,7 @@ impl Memory {
             let bytes = guard.as_ref().and_then(|guard| guard.as_deref());
             match bytes {
                 Some(bytes) => out.write_at(piece.at, &bytes[piece.start..piece.start + piece.len]),
+                None if piece.len == out.len() => out.zero(),
                 None => zero(out, piece.at, piece.len),
             }
         }

@@ -83,7 +83,7 @@ impl IoChannel for NullChannel {
     fn submit(&mut self, mut io: Io, cx: &mut IoCx<'_>) {
         let status = match io.op() {
             Op::Read => {
-                io.bufs_mut().fill(0);
+                io.bufs_mut().zero();
                 IoStatus::Success
             }
             Op::Compare => compare(&io, io.bufs().len()),
