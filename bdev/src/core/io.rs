@@ -289,24 +289,32 @@ fn send_home(body: Box<IoBody>) {
 }
 
 impl Drop for Io {
+    #[inline]
     fn drop(&mut self) {
-        let Some(mut body) = self.0.take() else { return };
-        if body.children > 0 {
-            // Its module, or the runtime, has ended while children are out: they may still read this memory.
-            std::mem::forget(std::mem::take(&mut body.bufs));
+        if let Some(body) = self.0.take() {
+            dropped(body);
         }
-        if body.home.inner.closed.load(Ordering::Acquire) {
-            return;
-        }
-        tracing::error!(
-            op = body.op.kind().name(),
-            lba = body.lba,
-            blocks = body.blocks,
-            "an I/O was dropped instead of completed: its device has a bug; the I/O fails"
-        );
-        body.status = IoStatus::Failed;
-        send_home(body);
     }
+}
+
+/// An `Io` is gone that nobody has completed.
+#[cold]
+fn dropped(mut body: Box<IoBody>) {
+    if body.children > 0 {
+        // Its module, or the runtime, has ended while children are out: they may still read this memory.
+        std::mem::forget(std::mem::take(&mut body.bufs));
+    }
+    if body.home.inner.closed.load(Ordering::Acquire) {
+        return;
+    }
+    tracing::error!(
+        op = body.op.kind().name(),
+        lba = body.lba,
+        blocks = body.blocks,
+        "an I/O was dropped instead of completed: its device has a bug; the I/O fails"
+    );
+    body.status = IoStatus::Failed;
+    send_home(body);
 }
 
 impl std::fmt::Debug for Io {

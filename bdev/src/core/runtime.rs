@@ -279,21 +279,27 @@ impl IoRuntime {
     /// Submits an operation. Its completion comes to `client`'s inbox, at the earliest in the next [`IoRuntime::run`].
     #[inline]
     pub fn submit(&mut self, channel: ChannelId, client: ClientId, request: IoRequest) {
+        // In parts, which stay in registers: only the path that is hardly ever taken puts them together.
+        let IoRequest { op, lba, blocks, bufs, user } = request;
         if !self.waiting.is_empty() || self.inner.free.is_empty() {
-            self.channels[channel.0 as usize].waiting += 1;
-            self.waiting.push_back((channel, client, request));
-            return;
+            return self.wait(channel, client, IoRequest { op, lba, blocks, bufs, user });
         }
-        self.start(channel, client, request);
+        self.start(channel, client, IoRequest { op, lba, blocks, bufs, user });
     }
 
-    #[inline]
+    #[cold]
+    fn wait(&mut self, channel: ChannelId, client: ClientId, request: IoRequest) {
+        self.channels[channel.0 as usize].waiting += 1;
+        self.waiting.push_back((channel, client, request));
+    }
+
+    #[inline(always)]
     fn start(&mut self, channel: ChannelId, client: ClientId, request: IoRequest) {
         let body = self.inner.free.pop().expect("the caller saw a free I/O");
         self.start_with(body, channel, client, request);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn start_with(
         &mut self,
         mut body: Box<IoBody>,
@@ -443,7 +449,7 @@ impl IoRuntime {
     }
 
     /// Gives an I/O that passed its channel's gates to the module, or to a saga.
-    #[inline]
+    #[inline(always)]
     pub(super) fn dispatch(&mut self, channel: ChannelId, mut io: Io) {
         let slot = &mut self.channels[channel.0 as usize];
         if Saga::is_needed(slot, &io) {
@@ -455,7 +461,7 @@ impl IoRuntime {
         self.give_to_module(channel, io);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn give_to_module(&mut self, channel: ChannelId, mut io: Io) {
         let slot = &mut self.channels[channel.0 as usize];
         let body = io.body_mut();
@@ -495,7 +501,7 @@ impl IoRuntime {
     }
 
     /// An I/O leaves a channel for good.
-    #[inline]
+    #[inline(always)]
     pub(super) fn leave(&mut self, frame: Frame, mut io: Io) {
         io.body_mut().frames.pop();
         let channel = frame.channel;

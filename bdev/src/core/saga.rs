@@ -86,7 +86,7 @@ fn exceeds_limits(geometry: &Geometry, lba: u64, blocks: u64, segments: usize) -
 
 impl Saga {
     /// Whether an I/O cannot go to the module as it is.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_needed(slot: &Channel, io: &Io) -> bool {
         let geometry = &slot.geometry;
         let op = io.op();
