@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -22,8 +23,6 @@ IDLE_SETTLE_S = 2.0
 IDLE_S = 5.0
 # A load at a rate that came no nearer to it than this has measured something else.
 HELD = 0.97
-# Two hosts may take this long to come about, beside what is measured.
-SPREAD_S = 1.5
 # Queues of one host in a crowd: what targets usually give.
 CROWD_QUEUES = 125
 
@@ -185,22 +184,28 @@ class Bench:
 
     def _two_hosts(self, targets, hosts, rw):
         """CPU seconds of the targets for a command, in microseconds."""
-        seconds = max(self.options.seconds, 1.0) + SPREAD_S
+        seconds = max(self.options.seconds, 1.0)
         with contextlib.ExitStack() as stack:
             loads = []
             for target, core in hosts:
-                command = self._load(target, "malloc", rw, 4096, 128, seconds, core=core)
+                # Until it is stopped, however long all this takes.
+                command = self._load(target, "malloc", rw, 4096, 128, seconds + PATIENCE_S, core=core)
                 loads.append(subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                               stderr=subprocess.PIPE))
                 stack.callback(_kill, loads[-1])
                 # One after the other, so that it is known which host is whose.
                 target.spread("malloc", len(loads) if len(targets) == 1 else 1)
-            time.sleep(WARMUP_S + SPREAD_S)
-            before, start = [self._work(target) for target in targets], time.monotonic()
-            time.sleep(0.6 * (seconds - SPREAD_S))
+            time.sleep(WARMUP_S)
+            start, before = time.monotonic(), [self._work(target) for target in targets]
+            time.sleep(seconds)
             after, took = [self._work(target) for target in targets], time.monotonic() - start
-            if any(load.poll() is not None for load in loads):
-                raise BenchError(f"a load ended before it was measured: {took:.1f} s were too long")
+            for load in loads:
+                if load.poll() is not None:
+                    raise BenchError(f"a load ended within {took:.1f} s: {load.stderr.read().strip()}")
+                load.send_signal(signal.SIGINT)
+                out, err = load.communicate(timeout=PATIENCE_S)
+                if json.loads(out)["errors"]:
+                    raise BenchError(f"commands failed: {err.strip()}")
         commands = sum(now[0] - then[0] for then, now in zip(before, after))
         cpu = sum(now[1] - then[1] for then, now in zip(before, after))
         if commands <= 0:
