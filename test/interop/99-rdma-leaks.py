@@ -1,0 +1,61 @@
+"""a thousand connects and disconnects over RDMA leave nothing behind: descriptors, queue pairs, memory, controllers"""
+
+import re
+
+from harness.inside import ADDRESS, PORT, Inside
+
+TARGETS = ("ringstone",)
+NQN = "nqn.2026-11.io.ringstone:rdma-leaks"
+# Connections by the kernel's host: each time an administrative and two I/O queues.
+TURNS, QUEUES = 340, 3
+# Memory that an allocator may keep for itself. A leak of a few KiB for each connection is more.
+GROWTH_KIB = 2048
+
+
+def held(t, inside):
+    """Everything that connections take: in the process, in the kernel for it, and as the target sees it."""
+    shown = t.sh("rdma resource show rxe0")
+    counts = {kind: int(count) for kind, count in re.findall(r"\b(qp|cm_id|cq|mr|pd|srq|ctx) (\d+)", shown)}
+    return {**inside.process(), **counts}
+
+
+def turns(t, count):
+    """The kernel's host connects and disconnects."""
+    host = t.hosts[0]
+    # Its own interface: nvme-cli takes longer to start than to connect.
+    words = f"transport=rdma,traddr={ADDRESS},trsvcid={PORT},nqn={NQN},hostnqn={host.nqn},hostid={host.id},nr_io_queues=2"
+    t.sh(f"""
+        turn=0
+        while [ $turn -lt {count} ]; do
+            echo '{words}' >/dev/nvme-fabrics || exit 1
+            echo 1 >/sys/class/nvme/$(controller {NQN} {host.nqn})/delete_controller || exit 1
+            turn=$((turn + 1))
+        done""", 3000)
+
+
+def test(t):
+    inside = Inside(t)
+    inside.start_rdma()
+    inside.subsystem(NQN)
+    inside.malloc(NQN, 1, 16)
+    # What the first connections bring for good: pools, threads, an allocator's share.
+    turns(t, 20)
+    inside.await_no_controllers(NQN)
+    before = held(t, inside)
+
+    turns(t, TURNS)
+    inside.await_no_controllers(NQN)
+    after = held(t, inside)
+    made = TURNS * QUEUES
+    t.check(made >= 1000, f"only {made} connections")
+    print(f"    {made} connections: before {before}, after {after}")
+    grown = after.pop("resident_kib") - before.pop("resident_kib")
+    t.equal(after, before, f"what is held after {made} connections")
+    t.check(grown < GROWTH_KIB, f"{made} connections left {grown} KiB behind")
+
+    # And the target serves as before.
+    inside.connect(NQN)
+    t.fio(t.namespace(NQN), 2)
+    t.disconnect(NQN)
+    inside.await_no_controllers(NQN)
+    inside.stop()
