@@ -3,11 +3,15 @@
 //! The first reactor has the controller, and the I/O queues are dealt to all in turn. The others wait in their set-up until
 //! the first has put an [`Invitation`] into their slot.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nvmf::host::{Completion, Controller, IoQueue, Options as HostOptions, Polled, QueueParams, State, Watches};
+use nvmf::host::{
+    Completion, Controller, IoQueue, Options as HostOptions, PayloadMemory, Polled, QueueParams, State, Watches,
+};
 use nvmf::spec::fabrics::DISCOVERY_NQN;
 use reactor::buffer::{CLASS_BYTES, PoolConfig};
 use reactor::park::Source;
@@ -72,10 +76,10 @@ type Slots = Arc<[Mutex<Option<Invitation>>]>;
 /// Bytes of the largest buffer of a pool.
 const LARGEST: usize = CLASS_BYTES[CLASS_BYTES.len() - 1];
 
-/// As [`Polled`], with the pool of most payloads.
-struct PolledWith<'a>(Option<&'a BufferPool>);
+/// As [`Polled`], on a reactor: what its queue pairs share is shared.
+struct PolledOn<'a>(&'a mut Context);
 
-impl Watches for PolledWith<'_> {
+impl Watches for PolledOn<'_> {
     fn watch(&mut self, source: Source, key: u64) -> std::io::Result<Option<WatchId>> {
         Polled.watch(source, key)
     }
@@ -84,8 +88,8 @@ impl Watches for PolledWith<'_> {
         Polled.unwatch(watch);
     }
 
-    fn with_pool(&mut self, use_it: &mut dyn FnMut(Option<&BufferPool>)) {
-        use_it(self.0);
+    fn context(&mut self) -> Option<&mut Context> {
+        Some(self.0)
     }
 }
 
@@ -104,11 +108,11 @@ struct NvmfDevice {
     nsids: Vec<u32>,
     done: Vec<Completion>,
     /// Payload memory, over RDMA.
-    pool: Option<BufferPool>,
+    pool: Option<Rc<RefCell<BufferPool>>>,
 }
 
 impl NvmfDevice {
-    fn new(cx: &Context, options: Options, address: SocketAddr, slots: Slots) -> Result<NvmfDevice, String> {
+    fn new(cx: &mut Context, options: Options, address: SocketAddr, slots: Slots) -> Result<NvmfDevice, String> {
         let index = cx.id().0 as usize;
         let asked_queues = options.queues.unwrap_or(slots.len() as u16);
         let controller = (index == 0).then(|| {
@@ -125,7 +129,13 @@ impl NvmfDevice {
         let (queues, nsids, done) = (Vec::new(), Vec::new(), Vec::new());
         // A device knows a pool's memory for good; other memory it has to be told of for each command.
         let pool = match options.remote.is_rdma() {
-            true => Some(BufferPool::new(PoolConfig::default()).map_err(|error| error.to_string())?),
+            true => {
+                let pool = BufferPool::new(PoolConfig::default()).map_err(|error| error.to_string())?;
+                let pool = Rc::new(RefCell::new(pool));
+                let reached = Rc::clone(&pool);
+                cx.insert(PayloadMemory::new(move |use_it| use_it(&reached.borrow())));
+                Some(pool)
+            }
             false => None,
         };
         let invitation = None;
@@ -206,7 +216,8 @@ impl Device for NvmfDevice {
             }
         }
         for at in 0..self.queues.len() {
-            let polled = self.queues[at].poll(cx.now(), &mut PolledWith(self.pool.as_ref()), &mut self.done);
+            let now = cx.now();
+            let polled = self.queues[at].poll(now, &mut PolledOn(cx), &mut self.done);
             polled.map_err(|e| self.explain(e))?;
         }
         if !self.queues.iter().all(IoQueue::is_live) {
@@ -221,7 +232,8 @@ impl Device for NvmfDevice {
 
     fn tend(&mut self, cx: &mut Context) -> Result<bool, String> {
         let Some(controller) = &mut self.controller else { return Ok(false) };
-        let busy = controller.poll(cx.now(), &mut Polled);
+        let now = cx.now();
+        let busy = controller.poll(now, &mut PolledOn(cx));
         if controller.state() != State::Down {
             return Ok(busy);
         }
@@ -230,7 +242,8 @@ impl Device for NvmfDevice {
     }
 
     fn poll(&mut self, lane: usize, now: Instant, mut each: impl FnMut(Done)) -> Result<bool, String> {
-        let polled = self.queues[lane].poll(now, &mut PolledWith(self.pool.as_ref()), &mut self.done);
+        // It is set up, and needs its reactor no longer.
+        let polled = self.queues[lane].poll(now, &mut Polled, &mut self.done);
         for completion in self.done.drain(..) {
             let status = completion.cqe.status();
             let error = (!status.is_success()).then(|| status.name().into());
@@ -256,7 +269,7 @@ impl Device for NvmfDevice {
 
     fn memory(&mut self, bytes: usize) -> Buffers {
         // One buffer, so that it is one stretch: a controller may take no more than one descriptor.
-        let whole = self.pool.as_mut().filter(|_| bytes <= LARGEST).and_then(|pool| pool.alloc(bytes));
+        let whole = self.pool.as_ref().filter(|_| bytes <= LARGEST).and_then(|pool| pool.borrow_mut().alloc(bytes));
         whole.unwrap_or_else(|| Buffers::heap(bytes))
     }
 
@@ -264,7 +277,8 @@ impl Device for NvmfDevice {
         // It is told, and not waited for: the report is what somebody waits for.
         if let Some(controller) = &mut self.controller {
             controller.shut_down();
-            controller.poll(cx.now(), &mut Polled);
+            let now = cx.now();
+            controller.poll(now, &mut PolledOn(cx));
         }
         for queue in &mut self.queues {
             queue.close(&mut Polled, &mut |_, _| {});

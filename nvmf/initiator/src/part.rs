@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bdev::core::{Io, IoRuntime, IoStatus, IoTag, Op};
-use nvmf::host::{Completion, Connector, IoQueue, Options, Polled, Watches, Watching, commands};
+use nvmf::host::{Completion, Connector, IoQueue, Options, PayloadMemory, Polled, Watches, Watching, commands};
 use nvmf::spec::Status;
 use reactor::park::Ready;
 use reactor::reactor::Reply;
@@ -168,6 +168,8 @@ impl Part {
             now: cx.now(),
         };
         let shared: SharedPart = Rc::new(RefCell::new(part));
+        let runtime = IoRuntime::of(cx);
+        cx.insert(PayloadMemory::new(move |use_it| use_it(runtime.borrow_mut().pool())));
         IoRuntime::of(cx).borrow_mut().attach(Rc::clone(&shared));
         cx.add_reserved_poller(poller, "bdev_nvme", Schedule::Active, Box::new(PartPoller(Rc::clone(&shared))));
         shared

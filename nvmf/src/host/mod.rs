@@ -37,7 +37,7 @@ pub use inventory::{Identity, Inventory, Namespace};
 pub use queue::{IoQueue, QueueParams};
 pub use recovery::ReconnectPolicy;
 pub use transport::{
-    Completion, Connector, Payload, Polled, Qpair, QueueName, Transport, Transports, Watches, Watching,
+    Completion, Connector, Payload, PayloadMemory, Polled, Qpair, QueueName, Transport, Transports, Watches, Watching,
 };
 
 use crate::spec::Status;

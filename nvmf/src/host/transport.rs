@@ -51,12 +51,11 @@ pub trait Qpair {
     /// If [`can_submit`](Self::can_submit) is false, or `data` is not as long as `payload` says.
     fn submit(&mut self, user: u64, sqe: Sqe, payload: Payload, data: Buffers);
 
-    /// To be called before [`poll`](Self::poll) while it is not ready, with the pool that most payloads are of, if there is one
-    /// on this thread.
+    /// To be called before [`poll`](Self::poll) while it is not ready, with the reactor that it is on, if it is on one.
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
-    fn prepare(&mut self, _pool: Option<&BufferPool>) -> Result<(), String> {
+    fn prepare(&mut self, _reactor: Option<&mut Context>) -> Result<(), String> {
         Ok(())
     }
 
@@ -92,6 +91,11 @@ pub trait Qpair {
         true
     }
 
+    /// Whether its reactor hears of what there is to do without watching [`source`](Self::source).
+    fn is_announced(&self) -> bool {
+        false
+    }
+
     /// What tells that there is something to do.
     fn source(&self) -> Source;
 
@@ -117,9 +121,27 @@ pub trait Watches {
     /// Ends a watch, before its source is closed.
     fn unwatch(&mut self, watch: WatchId);
 
-    /// Hands the pool of this thread that most payloads come from to `use_it`, if there is one.
-    fn with_pool(&mut self, use_it: &mut dyn FnMut(Option<&BufferPool>)) {
-        use_it(None);
+    /// The reactor, if this is on one.
+    fn context(&mut self) -> Option<&mut Context> {
+        None
+    }
+}
+
+/// Reaches the pool that most payloads on a reactor come from, for transports that make memory known to devices. It is put on
+/// the reactor with [`Context::insert`], by whoever has the pool.
+pub struct PayloadMemory(Box<Reach>);
+
+type Reach = dyn Fn(&mut dyn FnMut(&BufferPool));
+
+impl PayloadMemory {
+    /// The pool that `reach` calls with.
+    pub fn new(reach: impl Fn(&mut dyn FnMut(&BufferPool)) + 'static) -> PayloadMemory {
+        PayloadMemory(Box::new(reach))
+    }
+
+    /// Calls `use_it` with the pool.
+    pub fn with(&self, use_it: &mut dyn FnMut(&BufferPool)) {
+        (self.0)(use_it);
     }
 }
 
@@ -161,6 +183,10 @@ impl Watches for Watching<'_> {
     fn unwatch(&mut self, watch: WatchId) {
         self.cx.unwatch(watch);
     }
+
+    fn context(&mut self) -> Option<&mut Context> {
+        Some(self.cx)
+    }
 }
 
 /// A queue pair and its watch.
@@ -180,9 +206,10 @@ impl Link {
     /// As [`Qpair::poll`], and watches the queue pair if it is new.
     pub fn poll(&mut self, watches: &mut dyn Watches, done: &mut Vec<Completion>) -> Result<bool, String> {
         if !self.qpair.is_ready() {
-            let (qpair, mut result) = (&mut self.qpair, Ok(()));
-            watches.with_pool(&mut |pool| result = qpair.prepare(pool));
-            result?;
+            self.qpair.prepare(watches.context())?;
+        }
+        if self.qpair.is_announced() {
+            self.offered = true;
         }
         if !self.offered && self.qpair.is_watchable() {
             self.offered = true;

@@ -3,36 +3,37 @@
 //! ```text
 //! Resolving --device and route known--> Connecting --accepted--> Live --anything that ends it--> Ended
 //! ```
-//! Each queue pair has a hub of its own, so that it can be watched on its own and ends with all that belongs to it.
+//! The queue pairs of one reactor share the hubs of its devices ([`super::host_group`]).
 //!
-//! Memory that the controller reads and writes is exposed for the time of a command. That of a pool which was registered when
-//! the queue pair was made ([`Qpair::prepare`]) costs nothing then; other memory is registered for the time. A payload in more
-//! stretches than the controller takes descriptors goes through memory in one stretch, which is a copy.
+//! Memory that the controller reads and writes is exposed for the time of a command. The payload memory of the reactor is
+//! registered once, so that costs nothing. Other payloads, and those in more stretches than the controller takes descriptors, are
+//! copied through memory of the hub's own while it has some in one stretch; beyond that memory is registered for the command.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use reactor::buffer::Region;
 use reactor::park::{Ready, Source};
 use reactor::rdma::{
-    ConnectParams, Connecting, Done, EndpointId, ExposedId, Fabric, Hub, HubConfig, HubEvent, Link, LinkEvent, Message,
-    Operation, Post, QueueDepths, Remote, WorkStatus,
+    ConnectParams, Connecting, Done, ExposedId, Fabric, Link, LinkEvent, Message, Operation, Post, Refused, Remote,
+    WorkStatus,
 };
-use reactor::{Buffer, BufferPool, Buffers};
+use reactor::{Buffer, Buffers, Context};
 use smallvec::SmallVec;
 use zerocopy::IntoBytes;
 
-use super::capsule::{self, Block, MAX_BLOCKS, RESPONSE_BYTES, SQE_BYTES};
+use super::capsule::{self, Block, MAX_BLOCKS, SQE_BYTES};
 use super::host::{Carry, HostFault, HostQueue, Outgoing};
+use super::host_group::{Admission, At, HostGroup, SharedGroup};
 use crate::host::transport::{Completion, Connector, Payload, Qpair, QueueName, Transport};
 use crate::spec::Sqe;
 use crate::spec::rdma::{AcceptData, ConnectRequest, Reject};
 use crate::target::view::TransportKind;
 
 /// Bytes of a message that is sent: a command and as many descriptors as there can be.
-const CAPSULE_BYTES: usize = SQE_BYTES + MAX_BLOCKS * 16;
+pub(super) const CAPSULE_BYTES: usize = SQE_BYTES + MAX_BLOCKS * 16;
 /// READs of the controller that this side answers at once, if the device can.
 const MAX_READS: u8 = 16;
 /// Time for each of resolving the address and the route, in milliseconds.
@@ -73,22 +74,21 @@ pub struct RdmaConnector {
 impl Connector for RdmaConnector {
     fn connect(&self, slots: u16, queue: QueueName) -> io::Result<Box<dyn Qpair>> {
         let connecting = self.fabric.connect(self.address, RESOLVE_MS)?;
+        // What a hub may have for it at once.
+        let most = 2 * usize::from(slots) + 1;
         Ok(Box::new(RdmaQpair {
             address: self.address,
             name: queue,
             slots,
-            stage: Stage::Resolving(connecting),
-            hub: None,
+            stage: Stage::Resolving(Way::Own(connecting)),
+            group: None,
+            at: None,
             machine: HostQueue::new(slots),
             exposures: (0..slots).map(|_| None).collect(),
             heads: Vec::new(),
-            work: Vec::new(),
-            events: Vec::new(),
+            inbox: VecDeque::with_capacity(most),
+            events: VecDeque::with_capacity(4),
             send_pieces: 1,
-            pool: None,
-            watched: false,
-            announced: true,
-            looks: 0,
         }))
     }
 
@@ -104,8 +104,16 @@ impl fmt::Debug for RdmaConnector {
     }
 }
 
+/// How the device and the route are looked for.
+enum Way {
+    /// By the queue pair alone.
+    Own(Box<dyn Connecting>),
+    /// Watched by the group, under this number.
+    Watched(usize),
+}
+
 enum Stage {
-    Resolving(Box<dyn Connecting>),
+    Resolving(Way),
     Connecting,
     Live,
     Ended,
@@ -119,31 +127,22 @@ struct Exposure {
     to_controller: bool,
 }
 
-struct Attached {
-    hub: Box<dyn Hub>,
-    endpoint: EndpointId,
-}
-
 struct RdmaQpair {
     address: SocketAddr,
     name: QueueName,
     slots: u16,
     stage: Stage,
-    hub: Option<Attached>,
+    /// What the reactor's queue pairs share, once it was looked for.
+    group: Option<SharedGroup>,
+    at: Option<At>,
     machine: HostQueue,
     exposures: Box<[Option<Exposure>]>,
     /// Memory for capsules that are not on their way.
     heads: Vec<Buffer>,
-    work: Vec<Done>,
-    events: Vec<HubEvent>,
+    /// Empty between calls, as the next.
+    inbox: VecDeque<Done>,
+    events: VecDeque<LinkEvent>,
     send_pieces: u32,
-    /// Memory that the hub knows, so that it may be part of a message.
-    pool: Option<Region>,
-    watched: bool,
-    /// Something was announced, or nothing has to be: there may be work. False only while a completion is armed for.
-    announced: bool,
-    /// Polls since events were looked for, of a live queue pair that is not watched.
-    looks: u8,
 }
 
 /// What a reject means.
@@ -178,7 +177,7 @@ fn shortened(head: Buffer, len: usize) -> Buffer {
 }
 
 /// All of a buffer again.
-fn widened(head: Buffer) -> Buffer {
+pub(super) fn widened(head: Buffer) -> Buffer {
     let mut list = Buffers::new();
     list.push(head);
     list.widen();
@@ -187,32 +186,14 @@ fn widened(head: Buffer) -> Buffer {
 
 impl RdmaQpair {
     /// Makes the queue pair on the device that leads to the controller, and asks to connect.
-    fn attach(&mut self, link: Box<dyn Link>, pool: Option<&BufferPool>) -> io::Result<()> {
+    fn attach(&mut self, group: &SharedGroup, cx: Option<&mut Context>, link: Box<dyn Link>) -> io::Result<()> {
         let limits = link.limits();
-        let slots = u32::from(self.slots);
-        // One more than can be outstanding, as a queue has one entry more than commands.
-        let receives = slots + 1;
-        let config = HubConfig { completions: 2 * receives, shared_receives: 0, announce: true };
-        let mut hub = link.hub(config)?;
-        if let Some(pool) = pool {
-            hub.register(pool, true)?;
-            self.pool = Some(pool.region());
-        }
-        self.heads = hub.messages(self.slots.into(), CAPSULE_BYTES)?;
-        let responses = hub.messages(receives as usize, RESPONSE_BYTES)?;
+        let entries = u32::from(self.slots) + 1;
         self.send_pieces = limits.sge.min(MAX_SEND_PIECES);
-        let depths = QueueDepths { send: slots, receive: receives, send_pieces: self.send_pieces };
-        let endpoint = hub.attach(link, depths)?;
-        // From here on the endpoint has to be detached, whatever happens.
-        self.hub = Some(Attached { hub, endpoint });
-        let Attached { hub, .. } = self.hub.as_mut().expect("it was just put there");
-        for response in responses {
-            hub.post_receive(Some(endpoint), response).map_err(|(_, error)| error)?;
-        }
         let request = ConnectRequest {
             qid: self.name.qid,
-            send_entries: receives,
-            receive_entries: receives,
+            send_entries: entries,
+            receive_entries: entries,
             cntlid: (self.name.qid != 0).then_some(self.name.cntlid),
         };
         let params = ConnectParams {
@@ -220,70 +201,41 @@ impl RdmaQpair {
             initiator_depth: 0,
             rnr_retry_count: 7,
         };
-        hub.connect(endpoint, params, request.data().as_bytes())?;
-        self.stage = Stage::Connecting;
+        let data = request.data();
+        let private_data = data.as_bytes();
+        let admission = Admission { slots: self.slots, send_pieces: self.send_pieces, params, private_data };
+        let (at, heads) = group.borrow_mut().admit(cx, link, &admission)?;
+        (self.at, self.heads, self.stage) = (Some(at), heads, Stage::Connecting);
         Ok(())
     }
 
-    /// Events cost calls of the kernel: where nobody announces them, a live queue pair looks seldom.
-    fn is_time_for_events(&mut self) -> bool {
-        self.looks = self.looks.wrapping_add(1);
-        self.announced && (self.watched || !self.is_ready() || self.looks == 0)
-    }
-
-    fn take_events(&mut self) -> Result<bool, String> {
-        let Some(Attached { hub, .. }) = &mut self.hub else { return Ok(false) };
-        let mut events = std::mem::take(&mut self.events);
-        let result = hub.events(&mut events).map_err(|error| format!("the RDMA device fails: {error}"));
-        let mut outcome = result.map(|()| !events.is_empty());
-        for event in events.drain(..) {
-            let heard = self.on_event(event);
-            if outcome.is_ok()
-                && let Err(why) = heard
-            {
-                outcome = Err(why);
-            }
-        }
-        self.events = events;
-        outcome
-    }
-
-    fn on_event(&mut self, event: HubEvent) -> Result<(), String> {
+    fn on_event(&mut self, event: LinkEvent) -> Result<(), String> {
         match event {
-            HubEvent::Link(_, LinkEvent::Established { private_data, .. }) => {
+            LinkEvent::Established { private_data, .. } => {
                 let receives = AcceptData::parse(&private_data).ok_or_else(|| HostFault::AcceptData.to_string())?;
                 self.machine.established(receives).map_err(|fault| fault.to_string())?;
                 self.stage = Stage::Live;
                 Ok(())
             }
-            HubEvent::Link(_, LinkEvent::Rejected { reason, private_data }) => Err(rejected(reason, &private_data)),
-            HubEvent::Link(_, LinkEvent::Failed { what }) => Err(format!("cannot connect: {what}")),
-            HubEvent::Link(_, LinkEvent::Disconnected) => Err("the controller closed the connection".into()),
-            HubEvent::Link(_, LinkEvent::DeviceRemoved) => Err("the RDMA device was removed".into()),
-            HubEvent::Failed(_, why) => Err(format!("the queue pair failed: {why}")),
-            HubEvent::DeviceLost(why) => Err(why),
-            HubEvent::Port { port, active } => {
-                tracing::info!(port, active, "a port of the RDMA device changed");
-                Ok(())
-            }
+            LinkEvent::Rejected { reason, private_data } => Err(rejected(reason, &private_data)),
+            LinkEvent::Failed { what } => Err(format!("cannot connect: {what}")),
+            LinkEvent::Disconnected => Err("the controller closed the connection".into()),
+            LinkEvent::DeviceRemoved => Err("the RDMA device was removed".into()),
         }
     }
 
-    /// Looks at the device's work once; whether anything was done.
-    fn take_work(&mut self) -> Result<bool, String> {
-        let Some(Attached { hub, .. }) = &mut self.hub else { return Ok(false) };
-        let mut work = std::mem::take(&mut self.work);
-        let polled = hub.poll(&mut work).map_err(|error| format!("the RDMA device fails: {error}"));
-        let mut outcome = polled.map(|count| count > 0);
-        for done in work.drain(..) {
-            let heard = self.on_done(done);
-            if outcome.is_ok()
-                && let Err(why) = heard
-            {
-                outcome = Err(why);
-            }
+    /// Takes in what the hub had for it: all of it, also when some of it is the end. The first reason for that, which of events
+    /// is a better one than of work that failed.
+    fn take_in(&mut self) -> Result<bool, String> {
+        let mut outcome = Ok(!self.events.is_empty() || !self.inbox.is_empty());
+        while let Some(event) = self.events.pop_front() {
+            let heard = self.on_event(event);
+            outcome = outcome.and_then(|busy| heard.map(|()| busy));
         }
-        self.work = work;
+        while let Some(done) = self.inbox.pop_front() {
+            let heard = self.on_done(done);
+            outcome = outcome.and_then(|busy| heard.map(|()| busy));
+        }
         outcome
     }
 
@@ -302,17 +254,23 @@ impl RdmaQpair {
                 Ok(())
             }
             Done::Received { buffer, bytes, invalidated, status, .. } => {
-                if status != WorkStatus::Success {
-                    return Err(format!("receiving a response failed: {status}"));
-                }
-                let Some(message) = buffer.get(..bytes as usize) else {
-                    return Err(HostFault::NoResponse(bytes as usize).to_string());
+                let heard = match buffer.get(..bytes as usize) {
+                    _ if status != WorkStatus::Success => Err(format!("receiving a response failed: {status}")),
+                    None => Err(HostFault::NoResponse(bytes as usize).to_string()),
+                    Some(message) => self.machine.received(message, invalidated).map_err(|fault| fault.to_string()),
                 };
-                let slot = self.machine.received(message, invalidated).map_err(|fault| fault.to_string())?;
-                self.reclaim(slot);
-                let Some(Attached { hub, endpoint }) = &mut self.hub else { return Ok(()) };
-                let posted = hub.post_receive(Some(*endpoint), buffer);
-                posted.map_err(|(_, error)| format!("a receive cannot be posted: {error}"))
+                if let Ok(slot) = heard {
+                    self.reclaim(slot);
+                }
+                let (Some(group), Some(at)) = (&self.group, self.at) else { return Ok(()) };
+                let mut group = group.borrow_mut();
+                match heard {
+                    Ok(_) => group.post_receive(at, buffer),
+                    Err(why) => {
+                        group.keep_receive(at, buffer);
+                        Err(why)
+                    }
+                }
             }
         }
     }
@@ -320,13 +278,15 @@ impl RdmaQpair {
     /// Takes the memory of a command back that the controller could reach.
     fn reclaim(&mut self, slot: u16) {
         let Some(exposure) = self.exposures[usize::from(slot)].take() else { return };
-        let Some(Attached { hub, .. }) = &mut self.hub else { return };
-        let exposed = hub.reclaim(exposure.id);
+        let (Some(group), Some(at)) = (&self.group, self.at) else { return };
+        let mut group = group.borrow_mut();
+        let exposed = group.hub(at).0.reclaim(exposure.id);
         let data = match exposure.own {
             Some(mut own) => {
                 if !exposure.to_controller {
                     own.write_at(0, exposed.slice_at(0));
                 }
+                group.put_spare(at, exposed);
                 own
             }
             None => exposed,
@@ -337,6 +297,7 @@ impl RdmaQpair {
     /// Exposes the data of a command and writes its capsule, of which it says the bytes.
     fn write_keyed(
         &mut self,
+        (group, at): (&mut HostGroup, At),
         slot: u16,
         sqe: Sqe,
         to_controller: bool,
@@ -344,20 +305,20 @@ impl RdmaQpair {
         head: &mut Buffer,
     ) -> Result<usize, String> {
         let most = self.machine.max_blocks();
-        let attached = self.hub.as_mut().expect("commands are posted on a queue pair");
-        let hub = &mut attached.hub;
+        let scattered = data.segment_count() > most && !contiguous(&data, most);
         let mut own = None;
-        if data.segment_count() > most && !contiguous(&data, most) {
-            let mut whole = Buffers::heap(data.len());
-            if to_controller {
-                let mut at = 0;
-                for segment in data.segments() {
-                    whole.write_at(at, segment);
-                    at += segment.len();
+        if scattered || !group.knows(at, &mut data) {
+            let spare = group.spare(at, data.len());
+            if let Some(mut whole) = spare.or_else(|| scattered.then(|| Buffers::heap(data.len()))) {
+                let mut offset = 0;
+                for segment in data.segments().filter(|_| to_controller) {
+                    whole.write_at(offset, segment);
+                    offset += segment.len();
                 }
+                own = Some(std::mem::replace(&mut data, whole));
             }
-            own = Some(std::mem::replace(&mut data, whole));
         }
+        let hub = group.hub(at).0;
         match hub.expose(data) {
             Ok(id) => {
                 let blocks = blocks(hub.exposed(id));
@@ -369,40 +330,47 @@ impl RdmaQpair {
                 Ok(capsule::write(sqe, &blocks, head))
             }
             Err((data, error)) => {
-                self.machine.data_back(slot, own.unwrap_or(data));
+                match own {
+                    Some(own) => {
+                        group.put_spare(at, data);
+                        self.machine.data_back(slot, own);
+                    }
+                    None => self.machine.data_back(slot, data),
+                }
                 Err(format!("memory cannot be exposed to the controller: {error}; raise the memlock limit (ulimit -l)"))
             }
         }
     }
 
-    /// Whether this may be part of a message, and need not be exposed.
-    fn knows(&self, data: &mut Buffers) -> bool {
-        self.pool.is_some_and(|pool| data.buffers_mut().iter().all(|buffer| buffer.in_region(&pool)))
-    }
-
-    fn post(&mut self, outgoing: Outgoing, head: Buffer) -> Result<(), String> {
+    fn post(&mut self, group: &mut HostGroup, at: At, outgoing: Outgoing, mut head: Buffer) -> Result<(), String> {
         let Outgoing { slot, sqe, carry, mut data } = outgoing;
-        let mut head = head;
         let mut in_capsule = Buffers::new();
-        let len = match carry {
-            Carry::Nothing => capsule::write(sqe, &[], &mut head),
+        let written = match carry {
+            Carry::Nothing => Ok(capsule::write(sqe, &[], &mut head)),
             // The device gathers a message from so many pieces, and not more.
-            Carry::InCapsule if data.segment_count() < self.send_pieces as usize && self.knows(&mut data) => {
+            Carry::InCapsule if data.segment_count() < self.send_pieces as usize && group.knows(at, &mut data) => {
                 let len = capsule::write_with_data(sqe, data.len() as u32, &mut head);
                 in_capsule = data;
-                len
+                Ok(len)
             }
-            Carry::InCapsule => self.write_keyed(slot, sqe, true, data, &mut head)?,
-            Carry::Keyed { to_controller } => self.write_keyed(slot, sqe, to_controller, data, &mut head)?,
+            Carry::InCapsule => self.write_keyed((group, at), slot, sqe, true, data, &mut head),
+            Carry::Keyed { to_controller } => self.write_keyed((group, at), slot, sqe, to_controller, data, &mut head),
+        };
+        let len = match written {
+            Ok(len) => len,
+            Err(why) => {
+                self.heads.push(head);
+                return Err(why);
+            }
         };
         let with_data = !in_capsule.is_empty();
         let message = Message { operation: Operation::Send, head: shortened(head, len), with_data };
         let post = Post { user: slot.into(), data: in_capsule, message: Some(message), ..Post::default() };
-        let Attached { hub, endpoint } = self.hub.as_mut().expect("commands are posted on a queue pair");
-        match hub.post(*endpoint, post) {
+        let (hub, endpoint) = group.hub(at);
+        match hub.post(endpoint, post) {
             Ok(()) => Ok(()),
             Err(refused) => {
-                let reactor::rdma::Refused { post, error } = *refused;
+                let Refused { post, error } = *refused;
                 self.heads.extend(post.message.map(|message| widened(message.head)));
                 if !post.data.is_empty() {
                     self.machine.data_back(slot, post.data);
@@ -415,17 +383,45 @@ impl RdmaQpair {
         }
     }
 
-    fn set_up(&mut self, pool: Option<&BufferPool>) -> Result<bool, String> {
-        let Stage::Resolving(connecting) = &mut self.stage else { return Ok(false) };
-        match connecting.poll() {
-            Ok(None) => Ok(false),
-            Ok(Some(link)) => {
-                let address = self.address;
-                self.attach(link, pool)
-                    .map_err(|error| format!("a queue pair to {address} cannot be made: {error}"))?;
-                Ok(true)
+    /// Goes on with finding the device.
+    fn find(&mut self, group: &SharedGroup, mut cx: Option<&mut Context>) -> Result<(), String> {
+        let address = self.address;
+        let no_way = |error: io::Error| format!("no way to {address} over RDMA: {error}");
+        let mut found = None;
+        match std::mem::replace(&mut self.stage, Stage::Ended) {
+            Stage::Resolving(way) => {
+                let way = match (way, cx.as_deref_mut()) {
+                    (Way::Own(connecting), Some(cx)) if group.borrow().is_watched() => {
+                        Way::Watched(group.borrow_mut().resolve(cx, connecting).map_err(no_way)?)
+                    }
+                    (way, _) => way,
+                };
+                let polled = match way {
+                    Way::Own(mut connecting) => {
+                        let polled = connecting.poll();
+                        self.stage = Stage::Resolving(Way::Own(connecting));
+                        polled
+                    }
+                    Way::Watched(index) => {
+                        let polled = group.borrow_mut().way(index);
+                        self.stage = Stage::Resolving(Way::Watched(index));
+                        polled
+                    }
+                };
+                found = polled.map_err(no_way)?;
             }
-            Err(error) => Err(format!("no way to {} over RDMA: {error}", self.address)),
+            stage => self.stage = stage,
+        }
+        let Some(link) = found else { return Ok(()) };
+        self.let_go_of_the_way(group);
+        let made = self.attach(group, cx, link);
+        made.map_err(|error| format!("a queue pair to {address} cannot be made: {error}"))
+    }
+
+    /// Nothing is looked for any more.
+    fn let_go_of_the_way(&mut self, group: &SharedGroup) {
+        if let Stage::Resolving(Way::Watched(index)) = std::mem::replace(&mut self.stage, Stage::Ended) {
+            group.borrow_mut().abandon(index);
         }
     }
 }
@@ -460,35 +456,27 @@ impl Qpair for RdmaQpair {
         self.machine.submit(user, sqe, payload, data);
     }
 
-    fn prepare(&mut self, pool: Option<&BufferPool>) -> Result<(), String> {
-        self.set_up(pool).map(|_| ())
+    fn prepare(&mut self, mut cx: Option<&mut Context>) -> Result<(), String> {
+        let group = self.group.get_or_insert_with(|| HostGroup::of(cx.as_deref_mut())).clone();
+        self.find(&group, cx)
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) -> Result<bool, String> {
         if matches!(self.stage, Stage::Ended) {
             return Err("the queue pair has ended".into());
         }
-        // What is not made yet is made by `prepare`, which is told of the memory.
-        let mut busy = false;
-        if self.is_time_for_events() {
-            busy |= self.take_events()?;
+        // What is not made yet is made by `prepare`, which is told of the reactor.
+        let (Some(group), Some(at)) = (self.group.clone(), self.at) else { return Ok(false) };
+        let ready = self.is_ready();
+        let lives = group.borrow_mut().poll(at, !ready, &mut self.inbox, &mut self.events);
+        let mut heard = self.take_in();
+        if heard.is_err() {
+            // The reason why work fails is an event, as a rule, and that may come after it.
+            let _ = group.borrow_mut().poll(at, true, &mut self.inbox, &mut self.events);
+            heard = self.take_in().and(heard);
         }
-        let worked = self.take_work();
-        if worked.is_err() {
-            // The reason why work fails is an event, as a rule.
-            self.take_events()?;
-        }
-        busy |= worked?;
-        if busy || !self.watched {
-            self.announced = true;
-        } else if self.announced
-            && let Some(Attached { hub, .. }) = &mut self.hub
-        {
-            hub.arm().map_err(|error| format!("the RDMA device fails: {error}"))?;
-            // What came before that is not announced.
-            self.announced = self.take_work()?;
-            busy |= self.announced;
-        }
+        let mut busy = heard?;
+        lives?;
         while let Some(completion) = self.machine.poll_completion() {
             busy = true;
             done.push(completion);
@@ -500,19 +488,21 @@ impl Qpair for RdmaQpair {
         if !self.machine.wants_output() {
             return Ok(());
         }
-        while let Some(Attached { hub, endpoint }) = &self.hub {
+        let (Some(group), Some(at)) = (self.group.clone(), self.at) else { return Ok(()) };
+        let mut group = group.borrow_mut();
+        let mut outcome = Ok(());
+        while outcome.is_ok() {
             // There is memory for a capsule whenever there is a slot, and room too; nothing is lost should that not be so.
-            if hub.room(*endpoint) == 0 || self.heads.is_empty() {
+            let (hub, endpoint) = group.hub(at);
+            if hub.room(endpoint) == 0 || self.heads.is_empty() {
                 break;
             }
             let Some(outgoing) = self.machine.next_command() else { break };
             let head = self.heads.pop().expect("there is one");
-            self.post(outgoing, head)?;
+            outcome = self.post(&mut group, at, outgoing, head);
         }
-        if let Some(Attached { hub, .. }) = &mut self.hub {
-            hub.flush();
-        }
-        Ok(())
+        group.hub(at).0.flush();
+        outcome
     }
 
     fn outstanding(&self) -> usize {
@@ -532,49 +522,47 @@ impl Qpair for RdmaQpair {
     }
 
     fn close(&mut self, lost: &mut dyn FnMut(u64, Buffers)) {
+        if let Some(group) = self.group.clone() {
+            self.let_go_of_the_way(&group);
+        }
         self.stage = Stage::Ended;
-        if let Some(Attached { hub, endpoint }) = &mut self.hub {
-            let machine = &mut self.machine;
-            hub.disconnect(*endpoint);
-            hub.detach(*endpoint, &mut |done| {
-                if let Done::Posted { user, data, .. } = done
-                    && !data.is_empty()
-                {
-                    machine.data_back(user as u16, data);
-                }
-            });
+        debug_assert!(self.inbox.is_empty(), "all that came was taken in");
+        if let (Some(group), Some(at)) = (&self.group, self.at) {
+            let (machine, heads) = (&mut self.machine, std::mem::take(&mut self.heads));
+            group.borrow_mut().close(at, heads, &mut |user, data| machine.data_back(user as u16, data));
+            // Nothing reaches the memory any more.
+            for slot in 0..self.slots {
+                self.reclaim(slot);
+            }
         }
-        for slot in 0..self.slots {
-            self.reclaim(slot);
-        }
-        self.hub = None;
-        self.heads.clear();
+        (self.at, self.group) = (None, None);
         self.machine.drain(lost);
     }
 
     fn is_watchable(&self) -> bool {
-        self.hub.is_some()
+        false
+    }
+
+    fn is_announced(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.borrow().is_watched())
     }
 
     fn source(&self) -> Source {
-        match (&self.hub, &self.stage) {
-            (Some(attached), _) => attached.hub.source(),
-            (None, Stage::Resolving(connecting)) => connecting.source(),
-            _ => panic!("a queue pair that has ended is not watched"),
-        }
+        panic!("the group of its reactor is watched instead")
     }
 
-    fn set_watched(&mut self) {
-        self.watched = true;
-    }
+    fn set_watched(&mut self) {}
 
-    fn ready(&mut self, _ready: Ready) {
-        self.announced = true;
-    }
+    fn ready(&mut self, _ready: Ready) {}
 
     #[inline]
     fn has_work(&self) -> bool {
-        self.announced || self.machine.wants_output()
+        let (Some(group), at) = (&self.group, self.at) else { return true };
+        match (&self.stage, at) {
+            (Stage::Resolving(Way::Watched(index)), _) => group.borrow().has_way(*index),
+            (_, Some(at)) => self.machine.wants_output() || group.borrow().has_input(at),
+            _ => true,
+        }
     }
 }
 

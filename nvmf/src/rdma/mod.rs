@@ -7,6 +7,7 @@
 //! | [`group`] | what the queue pairs of one reactor share: hubs of devices |
 //! | [`transport`] | the target's transport |
 //! | [`host`] | the host's machine of one queue pair |
+//! | `host_group` | what the host's queue pairs of one reactor share: hubs of devices |
 //! | [`host_transport`] | the host's transport over the seam |
 //!
 //! Private data of connections is in [`crate::spec::rdma`]; devices are behind the seam [`reactor::rdma`].
@@ -14,6 +15,7 @@
 pub mod capsule;
 pub mod group;
 pub mod host;
+mod host_group;
 pub mod host_transport;
 pub mod queue;
 pub mod transport;

@@ -17,6 +17,7 @@ pub mod platform;
 pub mod rdma;
 pub mod seeds;
 pub mod sim;
+pub mod tamper;
 pub mod target;
 pub mod trace;
 pub mod vandal;

@@ -11,7 +11,7 @@ use bdev::modules::malloc::{self, MallocOptions};
 use initiator::path::{Address, PathState, Site};
 use initiator::system::{Attach, Multipath};
 use initiator::{InitiatorError, InitiatorSystem, Part};
-use nvmf::host::ReconnectPolicy;
+use nvmf::host::{ReconnectPolicy, Transports};
 use nvmf::target::model::NewListener;
 use nvmf::target::view::{TransportKind, TransportOptions};
 use reactor::buffer::PoolConfig;
@@ -50,6 +50,11 @@ pub struct Stage {
 
 impl Stage {
     pub fn new(kind: TransportKind, seed: u64) -> Stage {
+        Stage::with(kind, seed, host_transports)
+    }
+
+    /// The same, with a host that has these transports.
+    pub fn with(kind: TransportKind, seed: u64, transports: impl FnOnce(&World) -> Transports) -> Stage {
         let (sim, mut rng) = (Sim::new(seed), Rng::new(seed));
         let config = WorldConfig {
             reactors: 1 + rng.below(3) as usize,
@@ -67,7 +72,7 @@ impl Stage {
         for n in 0..world.reactor_count() {
             Part::install(world.context(n));
         }
-        let initiator = InitiatorSystem::new(world.system(), host_transports(&world));
+        let initiator = InitiatorSystem::new(world.system(), transports(&world));
         Stage { kind, sim, world, target, initiator }
     }
 
