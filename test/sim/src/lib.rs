@@ -15,6 +15,7 @@ pub mod net;
 mod park;
 pub mod platform;
 pub mod rdma;
+pub mod rdma_vandal;
 pub mod seeds;
 pub mod sim;
 pub mod tamper;

@@ -10,11 +10,13 @@ use std::time::Duration;
 use bdev::core::BdevSystem;
 use bdev::modules::malloc;
 use futures_util::future::join_all;
+use nvmf::spec::rdma::Reject;
 use nvmf::target::model::{NewListener, NewNamespace, NewSubsystem};
 use nvmf::target::system::NvmfSystem;
 use nvmf::target::view::{ListenAddress, TransportKind, TransportOptions};
 use reactor::ReactorId;
 use ringstone_sim::host::{Allowed, Host, HostConfig, Namespaces, SharedNamespaces, host_nqn};
+use ringstone_sim::rdma_vandal::{Deed, Gang};
 use ringstone_sim::seeds;
 use ringstone_sim::target::{NQN, Target, address, listen_address};
 use ringstone_sim::vandal::Vandal;
@@ -35,6 +37,7 @@ mod regressions {
     /// 19: a queue pair was closed that was already gone.
     /// 1077: as 1058 above.
     pub const DISKS: &[u64] = &[19, 1077];
+    pub const VANDALS: &[u64] = &[];
     pub const POWER: &[u64] = &[];
     pub const SHUTDOWN: &[u64] = &[];
 }
@@ -60,6 +63,7 @@ fn transport(kind: TransportKind, rng: &mut Rng) -> TransportOptions {
         ..TransportOptions::default()
     };
     if kind == TransportKind::Rdma {
+        options.max_queue_depth = 4096;
         let extra = [
             ("no_srq", rng.one_in(3).into()),
             ("max_srq_depth", (16 + rng.below(200)).into()),
@@ -268,6 +272,50 @@ fn target_network_faults_rdma() {
 #[test]
 fn target_network_faults() {
     seeds::each("target_network_faults", 25, regressions::NETWORK, over_tcp(network_faults));
+}
+
+/// Hosts over RDMA break every rule that there is, beside others that must not notice.
+fn vandals_over_rdma(seed: u64) {
+    let mut rng = Rng::new(seed);
+    let sim = machine(seed, &mut rng);
+    let (pads, answers_reads) = (!rng.one_in(4), !rng.one_in(4));
+    sim.rdma(|rules| {
+        rules.pads = pads;
+        // Small enough for one queue to be too long.
+        rules.limits.cqe = 3_000;
+        if !answers_reads {
+            rules.limits.responder_resources = 0;
+        }
+    });
+    let volumes = volumes(&mut rng);
+    let mut stage = Stage::new(&sim, TransportKind::Rdma, rng, volumes, None);
+    stage.add_hosts(60, 0);
+    let view = WorldView { sim: Arc::clone(&sim) };
+    let possible = |deed: &Deed| match deed {
+        Deed::Refused(Reject::PrivateDataLength) => !pads,
+        Deed::Refused(Reject::Ord) => !answers_reads,
+        _ => true,
+    };
+    let deeds: Vec<Deed> = Deed::all().into_iter().filter(possible).collect();
+    let gangs: Vec<_> = (0..1 + stage.rng.below(3))
+        .map(|_| {
+            let count = 4 + stage.rng.below(16) as u32;
+            Gang::new(&view, address(), NQN, deeds.clone(), count, stage.rng.next_u64())
+        })
+        .collect();
+    for gang in &gangs {
+        stage.world.add_actor(gang.clone());
+    }
+    stage.world.run_until("the vandals to end", |_| gangs.iter().all(|gang| gang.borrow().is_done()));
+    // Whoever comes then is served.
+    stage.add_hosts(20, 0);
+    stage.wait_for_hosts();
+    stage.close();
+}
+
+#[test]
+fn target_survives_vandals_over_rdma() {
+    seeds::each("target_survives_vandals_over_rdma", 30, regressions::VANDALS, vandals_over_rdma);
 }
 
 /// Reads, writes and flushes fail, disks are slow and full.
