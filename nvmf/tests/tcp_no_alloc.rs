@@ -138,6 +138,9 @@ fn a_connection_stays_within_its_memory() {
     let config = Config { slots: 128, ..Config::default() };
     let limit = config.memory_bytes() - size_of::<Connection>();
     let mut pool = BufferPool::new(PoolConfig { small: 2000, medium: 1, large: 1 }).unwrap();
+    // The lists of payload are the thread's, like the payload itself, and not the connection's.
+    let lists: Vec<_> = (0..2000).map(|_| pool.alloc(512).unwrap()).collect();
+    lists.into_iter().for_each(|list| pool.put(list));
     let before = BYTES.with(Cell::get);
     let mut conn = Connection::new(config);
     let held = || (BYTES.with(Cell::get) - before) as usize;

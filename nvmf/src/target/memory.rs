@@ -45,7 +45,7 @@ mod tests {
     fn the_defaults_are_what_is_documented() {
         let options = TransportOptions::default();
         let (connection, controller) = (connection_bytes(&options), controller_bytes(&options));
-        assert!((64 << 10..=96 << 10).contains(&connection), "{connection} bytes a connection");
+        assert!((48 << 10..=64 << 10).contains(&connection), "{connection} bytes a connection");
         assert!(controller <= 80 << 10, "{controller} bytes a controller");
         assert_eq!(UNREAD_BYTES, 256 << 10);
     }
