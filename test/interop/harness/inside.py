@@ -7,29 +7,29 @@ import shlex
 PROGRAM = "/opt/ringstone"
 PORT = 4420
 ADDRESS = "10.0.2.15"
-STATE = "/run/inside"
-SOCKET = f"{STATE}/rpc.sock"
 
 
 class Inside:
-    """A `ringstone serve` in the guest. Its volumes are memory, or files on a ram disk."""
+    """A `ringstone serve` in the guest. Its volumes are memory, or files on a ram disk. Several have names."""
 
-    def __init__(self, t):
-        self.t, self.job, self.starts = t, None, 0
+    def __init__(self, t, name="inside", cores="0,1"):
+        self.t, self.job, self.starts, self.cores = t, None, 0, cores
+        self.state = f"/run/{name}"
+        self.socket = f"{self.state}/rpc.sock"
         t.guest.install(t.target.binary, PROGRAM)
-        t.sh(f"rm -rf {STATE}; mkdir -p {STATE}")
+        t.sh(f"rm -rf {self.state}; mkdir -p {self.state}")
 
     def start(self, options="--empty"):
         """Starts it; with `options` empty again from its saved state."""
         self.starts += 1
-        log = self.log_path = f"{STATE}/log.{self.starts}"
-        self.job = self.t.guest.start(f"echo $$ >{STATE}/pid; exec {PROGRAM} serve --state-dir {STATE}/state "
-                                      f"--rpc-socket {SOCKET} --cores 0,1 {options} >{log} 2>&1")
-        self.t.eventually(f"{PROGRAM} rpc --socket {SOCKET} spdk_get_version >/dev/null 2>&1 || "
+        log = self.log_path = f"{self.state}/log.{self.starts}"
+        self.job = self.t.guest.start(f"echo $$ >{self.state}/pid; exec {PROGRAM} serve --state-dir {self.state}/state "
+                                      f"--rpc-socket {self.socket} --cores {self.cores} {options} >{log} 2>&1")
+        self.t.eventually(f"{PROGRAM} rpc --socket {self.socket} spdk_get_version >/dev/null 2>&1 || "
                           f"{{ cat {log}; false; }}", 240)
 
     def command(self, method, **params):
-        return f"{PROGRAM} rpc --socket {SOCKET} {method} {shlex.quote(json.dumps(params))}"
+        return f"{PROGRAM} rpc --socket {self.socket} {method} {shlex.quote(json.dumps(params))}"
 
     def rpc(self, method, **params):
         out = self.t.sh(self.command(method, **params), 240)
@@ -77,9 +77,9 @@ class Inside:
 
     def process(self):
         """What the process holds: descriptors, threads, resident KiB."""
-        status = self.t.sh(f"cat /proc/$(cat {STATE}/pid)/status")
+        status = self.t.sh(f"cat /proc/$(cat {self.state}/pid)/status")
         number = lambda name: int(re.search(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[1])
-        descriptors = int(self.t.sh(f"ls /proc/$(cat {STATE}/pid)/fd | wc -l"))
+        descriptors = int(self.t.sh(f"ls /proc/$(cat {self.state}/pid)/fd | wc -l"))
         return {"descriptors": descriptors, "threads": number("Threads"), "resident_kib": number("VmRSS")}
 
     def listener(self, nqn, port=PORT, trtype="RDMA"):
@@ -101,15 +101,15 @@ class Inside:
         return total
 
     def log(self):
-        return self.t.sh(f"cat {STATE}/log.*")
+        return self.t.sh(f"cat {self.state}/log.*")
 
     def kill(self):
-        self.t.sh(f"kill -9 $(cat {STATE}/pid)")
+        self.t.sh(f"kill -9 $(cat {self.state}/pid)")
         self.job.wait(check=False)
 
     def stop(self):
         """Ends it as a user does, which must succeed."""
-        self.t.sh(f"kill $(cat {STATE}/pid)")
+        self.t.sh(f"kill $(cat {self.state}/pid)")
         result = self.job.wait(120, check=False)
         log = self.log()
         self.t.check(result.status == 0, f"the target in the guest ended with status {result.status}:\n{log[-3000:]}")

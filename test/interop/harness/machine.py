@@ -243,7 +243,9 @@ class Guest:
                 try:
                     # Over the loopback interface of this machine, as everything between the two.
                     url = f"http://{HOST_ADDRESS}:{server.server_address[1]}/program"
-                    self.sh(f"mkdir -p $(dirname {path}); wget -q -O {path} {url} && chmod +x {path}", 600)
+                    # Renamed, as one that runs cannot be written to.
+                    self.sh(f"mkdir -p $(dirname {path}); wget -q -O {path}.new {url} && chmod +x {path}.new && "
+                            f"mv -f {path}.new {path}", 600)
                 finally:
                     server.shutdown()
 
