@@ -371,11 +371,13 @@ impl<'a> Peer<'a> {
 
     fn connect_command(&self, qid: u16, cntlid: u16) -> (Sqe, Vec<u8>) {
         let mut data = ConnectData::new_zeroed();
-        let number = 700 + self.place.below(200) as u32;
-        data.hostid = [number as u8; 16];
+        // All of it is drawn: a host that comes with the identifier of another one ends that one's controller.
+        let drawn = || self.place.rng.borrow_mut().next_u64().to_le_bytes();
+        data.hostid[..8].copy_from_slice(&drawn());
+        data.hostid[8..].copy_from_slice(&drawn());
         data.cntlid = U16::new(cntlid);
         data.subnqn[..self.place.subnqn.len()].copy_from_slice(self.place.subnqn.as_bytes());
-        let hostnqn = host_nqn(number);
+        let hostnqn = host_nqn(1000 + self.place.below(1 << 31) as u32);
         data.hostnqn[..hostnqn.len()].copy_from_slice(hostnqn.as_bytes());
         let kato_ms = if qid == 0 { 15_000 } else { 0 };
         (wire_client::connect(0, qid, ENTRIES, kato_ms, false), data.as_bytes().to_vec())
