@@ -3,8 +3,7 @@
 //!
 //! The device is simulated as far as a host sees it, and takes no memory either.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -33,28 +32,8 @@ use ringstone_nvmf::spec::sqe::Sgl;
 use ringstone_nvmf::spec::{Cqe, Sqe};
 use zerocopy::{FromBytes, IntoBytes};
 
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, and `ptr` came from the same allocator.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 const SLOTS: u16 = 32;
 const IN_CAPSULE: u32 = 4096;
@@ -416,9 +395,9 @@ fn a_command_takes_no_memory_and_registers_none() {
     ];
     for (opcode, bytes, memory) in kinds {
         (0..4).for_each(|_| host.round(opcode, bytes, memory));
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocations::count();
         (0..50).for_each(|_| host.round(opcode, bytes, memory));
-        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "opcode {opcode}, {bytes} bytes");
+        assert_eq!(allocations::count() - before, 0, "opcode {opcode}, {bytes} bytes");
     }
     let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
     assert_eq!(count(&counts.hubs), 1, "all queue pairs of a reactor on one device share a hub");

@@ -1,8 +1,6 @@
 //! The target over RDMA, on a device that does all work at once: no memory is taken for an I/O once it runs, from the capsule to
 //! the response, and what is answered in one poll is one list of work for the device.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -34,28 +32,8 @@ use ringstone_nvmf::tcp::wire_client::{self, with_descriptor};
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, and `ptr` came from the same allocator.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 const NQN: &str = "nqn.2026-11.io.ringstone:test";
 const DEPTH: u16 = 32;
@@ -417,14 +395,14 @@ impl Stage {
     /// The same; how much memory the target took meanwhile.
     fn measured(&mut self, endpoint: usize, commands: &[(Sqe, usize)]) -> u64 {
         self.device.device().capsules.extend(commands.iter().map(|(sqe, behind)| (endpoint, *sqe, *behind)));
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocations::count();
         let mut steps = 0;
         while self.device.device().responses.len() < commands.len() {
             self.world.step();
             steps += 1;
             assert!(steps < 1_000_000, "the target does not answer");
         }
-        ALLOCATIONS.with(Cell::get) - before
+        allocations::count() - before
     }
 }
 

@@ -6,35 +6,10 @@ use ringstone_nvmf::spec::opcode::io;
 use ringstone_nvmf::spec::{Cqe, Sqe};
 use ringstone_nvmf::tcp::wire_client::{TargetPdu, WireClient, command, read, write, write_in_capsule};
 use ringstone_nvmf::tcp::{Config, Connection, Event, Framing};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::io::IoSlice;
 
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    static BYTES: Cell<isize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        BYTES.with(|n| n.set(n.get() + layout.size() as isize));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        BYTES.with(|n| n.set(n.get() - layout.size() as isize));
-        // SAFETY: the caller keeps the contract of `dealloc`, and `ptr` came from the same allocator.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 struct Target {
     conn: Connection,
@@ -114,17 +89,17 @@ fn steady_state_allocates_nothing() {
         host.receive(&target.sent).unwrap();
 
         for round in 0..20 {
-            let before = ALLOCATIONS.with(Cell::get);
+            let before = allocations::count();
             target.turn(&writes);
-            let asking = ALLOCATIONS.with(Cell::get) - before;
+            let asking = allocations::count() - before;
             let r2ts = host.receive(&target.sent).unwrap();
             let data = answer(&host, &r2ts);
-            let before = ALLOCATIONS.with(Cell::get);
+            let before = allocations::count();
             let mut done = target.turn(&data);
             for batch in &batches {
                 done += target.turn(batch);
             }
-            let allocations = ALLOCATIONS.with(Cell::get) - before + asking;
+            let allocations = allocations::count() - before + asking;
             assert_eq!(done, 16 + 128 + 16 + 128 + 128);
             // The queues may grow to their working size in the first round, never after it.
             assert!(round == 0 || allocations == 0, "{allocations} allocations for {done} commands");
@@ -141,9 +116,9 @@ fn a_connection_stays_within_its_memory() {
     // The lists of payload are the thread's, like the payload itself, and not the connection's.
     let lists: Vec<_> = (0..2000).map(|_| pool.alloc(512).unwrap()).collect();
     lists.into_iter().for_each(|list| pool.put(list));
-    let before = BYTES.with(Cell::get);
+    let before = allocations::bytes();
     let mut conn = Connection::new(config);
-    let held = || (BYTES.with(Cell::get) - before) as usize;
+    let held = || (allocations::bytes() - before) as usize;
     let mut host = WireClient::new();
     let icreq = host.icreq(true, true, 31, 0);
     conn.handle_input(&icreq, &mut |_, _| None).unwrap();

@@ -4,8 +4,6 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 
 use bdev::conformance::WorldConfig;
@@ -14,28 +12,8 @@ use bdev::modules::malloc::{self, MallocOptions};
 use common::{NQN, Pair, attach};
 use nvmf::target::model::NewNamespace;
 
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|n| n.set(n.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`, and `ptr` came from the same allocator.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: allocations::Counting = allocations::Counting;
 
 const BLOCK: usize = 4096;
 const DEPTH: u64 = 32;
@@ -63,7 +41,7 @@ fn io_allocates_nothing_in_the_steady_state() {
     };
     let mut done: Vec<Completion> = Vec::with_capacity(2 * DEPTH as usize);
     let mut round = |blocks: u64, op: Op| {
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocations::count();
         for user in 0..DEPTH {
             let mut runtime = runtime.borrow_mut();
             let bufs = runtime.pool().alloc(op.payload_bytes(blocks, BLOCK as u32) as usize).expect("there is memory");
@@ -79,7 +57,7 @@ fn io_allocates_nothing_in_the_steady_state() {
                 runtime.borrow_mut().recycle(completion);
             }
         }
-        ALLOCATIONS.with(Cell::get) - before
+        allocations::count() - before
     };
     let mut noise: Vec<(Op, u64, u64)> = Vec::new();
     for turn in 0..30 {
