@@ -225,8 +225,8 @@ fn options_of_a_transport_are_shown_as_given() {
     assert_eq!(view.transports[&TransportKind::Tcp].extra["acceptor_backlog"], json!(77));
 }
 
-#[test]
-fn controllers_queue_pairs_and_poll_groups_are_shown() {
+/// A world with two controllers, and queue pairs of three subsystems.
+fn connected() -> World {
     let world = full();
     let listen = ListenAddress { trtype: TransportKind::Tcp, traddr: [127, 0, 0, 1].into(), trsvcid: 4420 };
     let hostid = *Uuid::from_u128(0x4dadce4d_faac_4eb4_8ccf_8b8a6dba70bd).as_bytes();
@@ -264,6 +264,12 @@ fn controllers_queue_pairs_and_poll_groups_are_shown() {
         units: 0,
     };
     world.reactors.set_qpairs(vec![qpair(1, 1, NQN), qpair(0, 0, NQN), qpair(7, 0, "nqn.2024-01.io.example:other")]);
+    world
+}
+
+#[test]
+fn controllers_queue_pairs_and_poll_groups_are_shown() {
+    let world = connected();
     let controllers = world.call("nvmf_subsystem_get_controllers", json!({"nqn": NQN}));
     let hostid = "4dadce4d-faac-4eb4-8ccf-8b8a6dba70bd";
     assert_eq!(
@@ -288,6 +294,11 @@ fn controllers_queue_pairs_and_poll_groups_are_shown() {
                "load_percent": 0.0, "qpairs_moved_in": 8, "qpairs_moved_out": 9, "transports": [{"trtype": "TCP"}]})
     );
     assert_eq!(stats["poll_groups"][0]["load_percent"], 25.0);
+}
+
+#[test]
+fn a_queue_pair_moves_to_the_poll_group_that_is_named() {
+    let world = connected();
     // Queue 1 goes to the other reactor.
     let to = |qid: u16, group: &str| {
         let params = json!({"nqn": NQN, "cntlid": 1, "qid": qid, "thread": group});
