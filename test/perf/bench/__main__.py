@@ -138,9 +138,10 @@ class Results:
     def found(self):
         found = [report.summary(case, self.runs[case.key], self.runs.get(case.beside), case.key in self.failed)
                  for case in self.cases if any(self.runs[case.key])]
-        ceilings = {f["row"]: f["median"] for f in found if f["column"] == CEILING}
+        # Rows of other families may have the same name, and nothing to do with sockets.
+        ceilings = {(f["family"], f["row"]): f["median"] for f in found if f["column"] == CEILING}
         for f in found:
-            ceiling = ceilings.get(f["row"]) if f["column"] != CEILING else None
+            ceiling = ceilings.get((f["family"], f["row"])) if f["column"] != CEILING else None
             f["of_ceiling"] = f["median"] / ceiling if ceiling else None
         return found
 

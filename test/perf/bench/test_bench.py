@@ -105,6 +105,13 @@ class Sums(unittest.TestCase):
         self.assertEqual({found["of_ceiling"] for found in results.found()}, {None, 0.8})
         self.assertIn(", 80 %", report.table(results.found()))
 
+    def test_a_row_of_another_family_has_no_share(self):
+        cases = command.choose(options("nvmf", "layer", "--only", "null 4K randread depth 128"))
+        results = command.Results(cases)
+        for case in cases:
+            results.runs[case.key] = [(50.0, None, None)]
+        self.assertEqual({found["of_ceiling"] for found in results.found() if found["family"] == "layer"}, {None})
+
     def test_the_limit_is_named(self):
         limits = [measure.limit(*pair) for pair in ((1.0, 1.0), (1.0, 0.1), (0.1, 1.0), (0.1, 0.1), (None, 0.1), (None, 1.0))]
         self.assertEqual(limits, ["both", "target", "load", "latency", None, "load"])
