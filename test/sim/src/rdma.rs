@@ -38,6 +38,17 @@ use hub::SimHub;
 /// Time after which a peer that does not answer counts as gone, in nanoseconds.
 const RETRIES_NS: u64 = 600_000_000;
 
+/// One buffer of another length; `None`: as long as it can be.
+pub(crate) fn with_len(buffer: Buffer, len: Option<usize>) -> Buffer {
+    let mut list = Buffers::new();
+    list.push(buffer);
+    match len {
+        Some(len) => list.truncate(len),
+        None => list.widen(),
+    }
+    list.drain().next().expect("there is one")
+}
+
 /// How devices behave.
 #[derive(Clone, Copy, Debug)]
 pub struct RdmaRules {

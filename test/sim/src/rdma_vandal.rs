@@ -30,7 +30,7 @@ use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::host::host_nqn;
-use crate::rdma::SimFabric;
+use crate::rdma::{SimFabric, with_len};
 use crate::trace;
 use crate::world::{Actor, WorldView};
 
@@ -209,16 +209,6 @@ struct Peer<'a> {
     cid: u16,
 }
 
-fn resized(buffer: Buffer, len: Option<usize>) -> Buffer {
-    let mut list = Buffers::new();
-    list.push(buffer);
-    match len {
-        Some(len) => list.truncate(len),
-        None => list.widen(),
-    }
-    list.drain().next().expect("there is one")
-}
-
 fn request(qid: u16, entries: u16) -> RequestData {
     let entries = u32::from(entries);
     ConnectRequest { qid, send_entries: entries, receive_entries: entries, cntlid: None }.data()
@@ -288,7 +278,7 @@ impl<'a> Peer<'a> {
         for done in done {
             let status = match done {
                 Done::Posted { head, status, .. } => {
-                    self.capsules.extend(head.map(|head| resized(head, None)));
+                    self.capsules.extend(head.map(|head| with_len(head, None)));
                     status
                 }
                 Done::Received { buffer, bytes, status, .. } => {
@@ -313,7 +303,7 @@ impl<'a> Peer<'a> {
         let place = self.place;
         let room = |peer: &Peer<'_>| !peer.capsules.is_empty() && peer.hub.room(peer.endpoint) > 0;
         place.until("room to send", || self.look().map(|peer| room(peer).then_some(()))).await?;
-        let mut head = resized(self.capsules.pop().expect("it was just looked"), Some(bytes.len()));
+        let mut head = with_len(self.capsules.pop().expect("it was just looked"), Some(bytes.len()));
         head.copy_from_slice(bytes);
         let message = Some(Message { operation: Operation::Send, head, with_data: false });
         let posted = self.hub.post(self.endpoint, Post { message, ..Post::default() });

@@ -15,7 +15,7 @@ use reactor::rdma::{
 use reactor::{Buffer, Buffers};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::rdma::SimFabric;
+use crate::rdma::{SimFabric, with_len};
 
 /// Data that a capsule may have.
 const IN_CAPSULE_BYTES: usize = 8192;
@@ -57,17 +57,6 @@ pub(super) struct Line {
     connecting: Option<Box<dyn Connecting>>,
     up: Option<Up>,
     out: VecDeque<Outgoing>,
-}
-
-/// One buffer of another length.
-fn with_len(buffer: Buffer, len: Option<usize>) -> Buffer {
-    let mut list = Buffers::new();
-    list.push(buffer);
-    match len {
-        Some(len) => list.truncate(len),
-        None => list.widen(),
-    }
-    list.drain().next().expect("there is one")
 }
 
 impl Line {
