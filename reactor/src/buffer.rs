@@ -2,8 +2,8 @@
 //!
 //! A [`BufferPool`] belongs to one reactor. It maps one region at start, so that the region can be registered once
 //! with io_uring or an RDMA device, and cuts it into three size classes. Buffers leave and return last-in
-//! first-out, which keeps the ones in use warm in the cache. The mapping uses ordinary 4 KiB pages and touches none
-//! of them before its buffer is first used.
+//! first-out, which keeps the ones in use warm in the cache. The mapping takes huge pages where the host lets programs have
+//! them (transparent huge pages: nothing is reserved, nobody has to be root), and none before a buffer in it is first used.
 //!
 //! ```text
 //! region: | 4 KiB x small | 16 KiB x medium | 128 KiB x large |      every buffer is aligned to 4096 bytes
@@ -19,6 +19,7 @@
 mod list;
 mod pool;
 mod prefetch;
+pub mod slab;
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::any::Any;
@@ -41,6 +42,8 @@ pub const CLASS_BYTES: [usize; 3] = [4096, 16 * 1024, 128 * 1024];
 enum Home {
     /// A buffer of a pool's region.
     Pool(Arc<PoolShared>),
+    /// A piece of a slab.
+    Slab(Arc<slab::Slab>),
     /// Memory of its own from the global allocator.
     Heap,
     /// Somebody else's memory, borrowed under the contract of [`Buffers::view`].
@@ -138,6 +141,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.home, Home::View) {
             Home::View | Home::Lent(_) => {}
+            Home::Slab(slab) => slab.give_back(self.ptr),
             // SAFETY: allocated in `heap` with exactly this layout.
             Home::Heap => unsafe { dealloc(self.ptr.as_ptr(), Buffer::heap_layout(self.capacity)) },
             Home::Pool(shared) => {

@@ -361,7 +361,8 @@ mod tests {
     #[test]
     fn only_a_sender_within_the_machine_is_held_back_and_not_paced() {
         let [here, port, there] = ["127.0.0.1:4420", "127.0.0.1:50000", "192.0.2.1:50000"].map(|a| a.parse().unwrap());
-        let of = |socket| (sockopt::socket_send_buffer_size(&socket).unwrap(), sockopt::tcp_congestion(&socket).unwrap());
+        let of =
+            |socket| (sockopt::socket_send_buffer_size(&socket).unwrap(), sockopt::tcp_congestion(&socket).unwrap());
         let tuned = |peer| {
             let socket = socket(AddressFamily::INET).unwrap();
             tune(&socket, peer, here).unwrap();

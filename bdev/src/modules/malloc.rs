@@ -3,9 +3,11 @@
 //! # Layout
 //! ```text
 //! top[16 GiB each] -> middle[32 MiB each] -> chunk[64 KiB] = RwLock<Option<bytes>>
+//!                                            slab[2 MiB] of 32 chunks
 //! ```
 //! Both levels of the index are made when something below them is first written and stay until the end; a chunk is freed
-//! when all of it is unmapped or zeroed. A chunk that is not there reads as zeroes.
+//! when all of it is unmapped or zeroed. A chunk that is not there reads as zeroes. Chunks that are neighbours on the disk are
+//! neighbours in a [`Slab`]; behind one that is half full, the next is a huge page from the start.
 //!
 //! # Invariants
 //! - A block never crosses a chunk, and a chunk's bytes are only reached under its lock: no block is ever torn, whatever
@@ -17,10 +19,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use futures_util::future::BoxFuture;
 use reactor::buffer::prefetch;
+use reactor::buffer::slab::{PIECE_BYTES, PIECES, Slab};
 use reactor::{Buffer, Buffers, Progress};
 use schema::{ConfigEntry, Kind, Method, Param, Params, RpcError, code};
 use serde_json::{Value, json};
@@ -41,7 +44,7 @@ pub const MODULE: Module = Module { name: "malloc", methods: METHODS, subjects: 
 const PRODUCT: &str = "Malloc disk";
 
 /// Bytes in a chunk; at least the largest block.
-const CHUNK: usize = 64 * 1024;
+const CHUNK: usize = PIECE_BYTES;
 /// Chunks under one entry of a middle level.
 const CHUNKS: usize = 512;
 /// Entries of a middle level.
@@ -55,8 +58,23 @@ const MAX_BYTES: u64 = (CHUNK * CHUNKS * MIDDLES) as u64 * TOPS as u64;
 const PREFETCH: usize = 4096;
 
 type Chunk = RwLock<Option<Buffer>>;
-type Page = OnceLock<Box<[Chunk]>>;
-type Middle = OnceLock<Box<[Page]>>;
+type Middle = OnceLock<Box<[OnceLock<Page>]>>;
+
+/// What a middle level has an entry for.
+struct Page {
+    chunks: Box<[Chunk]>,
+    /// Where the chunks have their bytes. A slab is gone when none of its chunks is there.
+    slabs: Box<[Mutex<Weak<Slab>>]>,
+}
+
+impl Page {
+    fn new() -> Page {
+        Page {
+            chunks: (0..CHUNKS).map(|_| RwLock::default()).collect(),
+            slabs: (0..CHUNKS / PIECES).map(|_| Mutex::default()).collect(),
+        }
+    }
+}
 
 /// How to make one.
 #[derive(Clone, Copy, Debug)]
@@ -91,9 +109,18 @@ fn write(chunk: &Chunk) -> RwLockWriteGuard<'_, Option<Buffer>> {
     chunk.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The bytes of a chunk, made if need be. Aligned to a page, so that a 4 KiB block lies in one.
-fn bytes_of(chunk: &mut Option<Buffer>) -> &mut [u8] {
-    chunk.get_or_insert_with(|| Buffer::heap(CHUNK))
+/// A chunk that is locked to be written.
+struct Open<'a> {
+    guard: RwLockWriteGuard<'a, Option<Buffer>>,
+    memory: &'a Memory,
+    index: u64,
+}
+
+impl Open<'_> {
+    /// Its bytes, made if need be.
+    fn bytes(&mut self) -> &mut [u8] {
+        self.guard.get_or_insert_with(|| self.memory.new_bytes(self.index))
+    }
 }
 
 /// One chunk's part of a range: its index, and the bytes in it.
@@ -129,17 +156,42 @@ impl Memory {
     /// The chunk of `index`, if its part of the index was ever made.
     #[inline]
     fn chunk(&self, index: u64) -> Option<&Chunk> {
-        let index = index as usize;
-        let page = self.top[index / (CHUNKS * MIDDLES)].get()?[index / CHUNKS % MIDDLES].get()?;
-        Some(&page[index % CHUNKS])
+        Some(&self.page(index)?.chunks[index as usize % CHUNKS])
     }
 
-    fn make_chunk(&self, index: u64) -> &Chunk {
+    #[inline]
+    fn page(&self, index: u64) -> Option<&Page> {
         let index = index as usize;
-        let middle =
-            self.top[index / (CHUNKS * MIDDLES)].get_or_init(|| (0..MIDDLES).map(|_| OnceLock::new()).collect());
-        let page = middle[index / CHUNKS % MIDDLES].get_or_init(|| (0..CHUNKS).map(|_| RwLock::default()).collect());
-        &page[index % CHUNKS]
+        self.top[index / (CHUNKS * MIDDLES)].get()?[index / CHUNKS % MIDDLES].get()
+    }
+
+    /// Locks the chunk of `index` to be written, and makes its part of the index if need be.
+    #[inline]
+    fn open(&self, index: u64) -> Open<'_> {
+        let at = index as usize;
+        let middle = self.top[at / (CHUNKS * MIDDLES)].get_or_init(|| (0..MIDDLES).map(|_| OnceLock::new()).collect());
+        let page = middle[at / CHUNKS % MIDDLES].get_or_init(Page::new);
+        Open { guard: write(&page.chunks[at % CHUNKS]), memory: self, index }
+    }
+
+    /// The place of the slab that the chunk of `index` is in.
+    fn slab(&self, index: u64) -> Option<MutexGuard<'_, Weak<Slab>>> {
+        let place = &self.page(index)?.slabs[index as usize % CHUNKS / PIECES];
+        Some(place.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Zeroes for the chunk of `index`, which has no bytes. Aligned to a page, so that a 4 KiB block lies in one.
+    #[cold]
+    fn new_bytes(&self, index: u64) -> Buffer {
+        let before = index.checked_sub(PIECES as u64).and_then(|index| self.slab(index)?.upgrade());
+        let will_fill = before.is_some_and(|slab| slab.is_half_taken());
+        let slab = self.slab(index).and_then(|mut place| {
+            let slab = place.upgrade().or_else(|| Slab::map(will_fill).ok())?;
+            *place = Arc::downgrade(&slab);
+            Some(slab)
+        });
+        // Where no more can be mapped, the allocator may still have something.
+        slab.and_then(|slab| slab.take(index as usize % PIECES)).unwrap_or_else(|| Buffer::heap(CHUNK))
     }
 
     fn prefetch(&self, offset: u64, len: usize) {
@@ -165,8 +217,8 @@ impl Memory {
     /// Writes `len` bytes of the payload from `from`.
     fn write(&self, offset: u64, payload: &Buffers, from: usize, len: u64) {
         for piece in pieces(offset, len) {
-            let mut guard = write(self.make_chunk(piece.chunk));
-            payload.read_at(from + piece.at, &mut bytes_of(&mut guard)[piece.start..piece.start + piece.len]);
+            let mut chunk = self.open(piece.chunk);
+            payload.read_at(from + piece.at, &mut chunk.bytes()[piece.start..piece.start + piece.len]);
         }
     }
 
@@ -192,16 +244,16 @@ impl Memory {
 
     fn compare_and_write(&self, offset: u64, payload: &Buffers) -> IoStatus {
         let half = payload.len() / 2;
-        let mut guards: SmallVec<[RwLockWriteGuard<'_, _>; 4]> = SmallVec::new();
+        let mut chunks: SmallVec<[Open<'_>; 4]> = SmallVec::new();
         for piece in pieces(offset, half as u64) {
-            guards.push(write(self.make_chunk(piece.chunk)));
+            chunks.push(self.open(piece.chunk));
         }
         let locked = || pieces(offset, half as u64).zip(0..);
-        if !locked().all(|(piece, n): (_, usize)| is_equal(guards[n].as_deref(), piece, payload)) {
+        if !locked().all(|(piece, n): (_, usize)| is_equal(chunks[n].guard.as_deref(), piece, payload)) {
             return IoStatus::CompareFailed;
         }
         for (piece, n) in locked() {
-            payload.read_at(half + piece.at, &mut bytes_of(&mut guards[n])[piece.start..piece.start + piece.len]);
+            payload.read_at(half + piece.at, &mut chunks[n].bytes()[piece.start..piece.start + piece.len]);
         }
         IoStatus::Success
     }
@@ -232,7 +284,7 @@ impl Memory {
         let first = offset / CHUNK as u64;
         for (t, middle) in self.top.iter().enumerate().skip(first as usize / (CHUNKS * MIDDLES)) {
             for (m, page) in middle.get().map(|middle| &middle[..]).unwrap_or_default().iter().enumerate() {
-                for (c, chunk) in page.get().map(|page| &page[..]).unwrap_or_default().iter().enumerate() {
+                for (c, chunk) in page.get().map(|page| &page.chunks[..]).unwrap_or_default().iter().enumerate() {
                     let index = ((t * MIDDLES + m) * CHUNKS + c) as u64;
                     if index > first || index == first && offset.is_multiple_of(CHUNK as u64) {
                         *write(chunk) = None;
@@ -250,7 +302,7 @@ impl Memory {
     fn allocated(&self) -> u64 {
         let pages =
             self.top.iter().filter_map(OnceLock::get).flat_map(|middle| middle.iter().filter_map(OnceLock::get));
-        let chunks = pages.flat_map(|page| page.iter()).filter(|chunk| read(chunk).is_some()).count();
+        let chunks = pages.flat_map(|page| page.chunks.iter()).filter(|chunk| read(chunk).is_some()).count();
         chunks as u64 * CHUNK as u64
     }
 }
@@ -592,6 +644,40 @@ mod tests {
         assert!(check(512, MAX_BYTES / 512 + 1).is_err());
         assert!(check(65536, u64::MAX).is_err());
     }
+
+    #[test]
+    fn what_was_discarded_is_zeroes_wherever_its_memory_goes() {
+        // Three slabs' worth, so that they fill to a huge page, empty, and fill again.
+        const DISK: u64 = 6 * MIB;
+        let (memory, mut model) = (Memory::new(), vec![0u8; DISK as usize]);
+        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            seed % below
+        };
+        for step in 0..400 {
+            // Mostly written for a while, then mostly discarded.
+            let discards = if step / 100 % 2 == 0 { 2 } else { 8 };
+            let start = random(DISK / 4096) * 4096;
+            let len = (random(128) * 4096 + 4096).min(DISK - start);
+            let range = start as usize..(start + len) as usize;
+            if random(10) < discards {
+                memory.zero(start, len);
+                model[range].fill(0);
+            } else {
+                memory.write(start, &Buffers::from(&vec![step as u8; len as usize][..]), 0, len);
+                model[range].fill(step as u8);
+            }
+            if step % 20 == 19 {
+                let mut out = Buffers::heap(DISK as usize);
+                memory.read(0, &mut out);
+                assert!(out.to_vec() == model, "after step {step}");
+            }
+        }
+    }
+
     #[test]
     fn threads_neither_tear_blocks_nor_lose_swaps() {
         const BLOCK: usize = 4096;

@@ -57,11 +57,13 @@ unsafe impl Sync for PoolShared {}
 
 impl PoolShared {
     fn map(bytes: usize) -> io::Result<PoolShared> {
-        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+        use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
         // SAFETY: a fresh anonymous mapping chosen by the kernel aliases nothing.
         let base = unsafe {
             mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)?
         };
+        // SAFETY: the range is the mapping that was just made. Where there are no huge pages, ordinary ones do.
+        let _ = unsafe { madvise(base, bytes, Advice::LinuxHugepage) };
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(|| io::Error::other("mmap returned a null address"))?;
         Ok(PoolShared { base, bytes, returned: Mutex::default() })
     }
