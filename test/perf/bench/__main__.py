@@ -141,7 +141,9 @@ class Results:
         # Rows of other families may have the same name, and nothing to do with sockets.
         ceilings = {(f["family"], f["row"]): f["median"] for f in found if f["column"] == CEILING}
         for f in found:
-            ceiling = ceilings.get((f["family"], f["row"])) if f["column"] != CEILING else None
+            # A share is of what can be moved; times stand beside the bare ones as they are.
+            has_share = f["column"] != CEILING and f["unit"] == "IOPS"
+            ceiling = ceilings.get((f["family"], f["row"])) if has_share else None
             f["of_ceiling"] = f["median"] / ceiling if ceiling else None
         return found
 

@@ -43,12 +43,16 @@ def nvmf(quick, peers):
     loads = [("randread", 4096, qd) for qd in (1, 32, 128)] + [("randwrite", 4096, qd) for qd in (1, 32, 128)]
     loads += [("read", 131072, 32), ("write", 131072, 32)]
     columns = [(1, False), (4, False), (1, True), (4, True)]
+    # A queue has 128 entries, so this is 128 on each of 4.
+    loads += [("randread", 4096, 512), ("randwrite", 4096, 512)]
     if quick:
         loads, columns = [("randread", 4096, 128), ("randwrite", 4096, 1)], [(1, False), (4, True)]
     for bdev in ("null", "malloc"):
         for rw, bs, qd in loads:
             row = f"{bdev} {size(bs)} {rw} depth {qd}"
             for queues, digests in columns:
+                if qd > 128 * queues:
+                    continue
                 column = f"{queues} queue{'s' if queues > 1 else ''}{', digests' if digests else ''}"
                 options = {"bdev": bdev, "rw": rw, "bs": bs, "qd": qd, "queues": queues, "digests": digests}
                 yield from with_peers(Case("nvmf", row, column, "perf", options=options), peers)
@@ -92,8 +96,9 @@ def cpu(quick, peers):
 def wake(quick, peers):
     """The median of commands that come so rarely that the target sleeps before each."""
     for rate in (100,) if quick else (20, 100):
-        yield from with_peers(Case("wake", f"null 4K randread, {rate} a second", "ringstone", "wake", "µs", {"rate": rate}),
-                              peers)
+        row = f"null 4K randread, {rate} a second"
+        yield from with_peers(Case("wake", row, "ringstone", "wake", "µs", {"rate": rate}), peers)
+        yield Case("wake", row, CEILING, "bare_wake", "µs", {"rate": rate})
 
 
 def fairness(quick, peers):

@@ -224,6 +224,12 @@ class Bench:
                    str(self.options.load_core)]
         return run_json(command, self.options.seconds)["iops"], None, None
 
+    def _bare_wake(self, rate):
+        """How long a request takes over bare sockets that finds the other side asleep."""
+        command = [self.options.ceiling, "--rate", str(rate), "--time", str(max(self.options.seconds, 200 / rate)), "--target-core",
+                   str(self.options.target_core), "--load-core", str(self.options.load_core)]
+        return run_json(command, max(self.options.seconds, 200 / rate))["median_us"], None, None
+
     def file(self, where):
         path = (self.memory if where == "memory" else Path(self.options.disk or self.folder)) / f"bench-{os.getpid()}.img"
         if not path.exists():

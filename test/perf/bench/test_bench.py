@@ -75,7 +75,7 @@ class Cases(unittest.TestCase):
 
 class Sums(unittest.TestCase):
     def test_runs_that_were_side_by_side_are_compared(self):
-        ours, theirs = command.choose(options("--only", "wake", "--quick", "--peer", "other=a:1"))
+        ours, theirs, _ = command.choose(options("--only", "wake", "--quick", "--peer", "other=a:1"))
         mine = [(10, None, report_of(4.0)), None, (30, "load", report_of(9.0))]
         others = [(5, None, report_of(2.0)), (1, None, report_of(1.0)), (10, None, report_of(9.0))]
         found = report.summary(theirs, others, mine, False)

@@ -9,6 +9,9 @@
 //! ```
 //! The answering side takes what one receive brings and answers up to `--batch` requests with one send. The asking side
 //! sends as many requests as one receive brought answers, in one send.
+//!
+//! With `--rate` the answering side sleeps in its receive until a request comes, of which there is one at a time, that often: how
+//! long a request takes that finds its target asleep.
 
 #![forbid(unsafe_code)]
 
@@ -54,6 +57,9 @@ struct Options {
     /// MiB of memory that the data of reads comes from, and that of writes is copied to; 0: one block that stays in the cache.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=4096))]
     memory: u32,
+    /// Requests a second, one at a time, to an answering side that sleeps; so --qd and --batch mean nothing.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rate: Option<u32>,
     /// Seconds.
     #[arg(long, default_value_t = 1.0)]
     time: f64,
@@ -164,8 +170,46 @@ fn answer(mut stream: TcpStream, options: &Options, memory: &mut Memory) -> io::
     }
 }
 
-/// Asks for the time given; how many answers came, and in how many seconds.
-fn ask(mut stream: TcpStream, options: &Options, stop: &AtomicBool) -> io::Result<(u64, f64)> {
+/// What the asking side found.
+#[derive(Debug)]
+struct Found {
+    answers: u64,
+    seconds: f64,
+    /// The median of the time to an answer, where one request was asked at a time.
+    median: Option<Duration>,
+}
+
+/// Asks `rate` times a second, one at a time.
+fn ask_now_and_then(mut stream: TcpStream, options: &Options, rate: u32, stop: &AtomicBool) -> io::Result<Found> {
+    let bs = options.bs as usize;
+    let (out, reply) = match options.mode {
+        Mode::Read => (REQUEST_BYTES, REPLY_BYTES + bs),
+        Mode::Write => (REQUEST_BYTES + bs, REPLY_BYTES),
+    };
+    let (one, mut buffer) = (vec![0; out], vec![0; RECEIVE_BYTES]);
+    let start = Instant::now();
+    let mut due = start;
+    let mut took = Vec::new();
+    while took.is_empty() || !stop.load(Ordering::Relaxed) {
+        due += Duration::from_secs(1) / rate;
+        while Instant::now() < due {
+            std::hint::spin_loop();
+        }
+        let asked = Instant::now();
+        send(&mut stream, &mut [IoSlice::new(&one)])?;
+        let mut received = 0;
+        while received < reply {
+            received += receive(&mut stream, &mut buffer)?;
+        }
+        took.push(asked.elapsed());
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    took.sort_unstable();
+    Ok(Found { answers: took.len() as u64, seconds, median: Some(took[took.len() / 2]) })
+}
+
+/// Asks for the time given.
+fn ask(mut stream: TcpStream, options: &Options, stop: &AtomicBool) -> io::Result<Found> {
     let bs = options.bs as usize;
     let (out, reply) = match options.mode {
         Mode::Read => (REQUEST_BYTES, REPLY_BYTES + bs),
@@ -190,7 +234,7 @@ fn ask(mut stream: TcpStream, options: &Options, stop: &AtomicBool) -> io::Resul
         pending %= reply;
         done += asks as u64;
         if asks > 0 && stop.load(Ordering::Relaxed) {
-            return Ok((done, start.elapsed().as_secs_f64()));
+            return Ok(Found { answers: done, seconds: start.elapsed().as_secs_f64(), median: None });
         }
         if asks == 0 {
             std::hint::spin_loop();
@@ -198,13 +242,18 @@ fn ask(mut stream: TcpStream, options: &Options, stop: &AtomicBool) -> io::Resul
     }
 }
 
-fn run(options: &Options) -> io::Result<(u64, f64)> {
+fn run(options: &Options) -> io::Result<Found> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let asking = TcpStream::connect(listener.local_addr()?)?;
     let (answering, _) = listener.accept()?;
     for stream in [&asking, &answering] {
         stream.set_nodelay(true)?;
+        // As Ringstone's own within a machine: a sender that paces itself would be no ceiling.
+        let _ = rustix::net::sockopt::set_tcp_congestion(stream, "reno");
         stream.set_nonblocking(true)?;
+    }
+    if options.rate.is_some() {
+        answering.set_nonblocking(false)?;
     }
     let stop = AtomicBool::new(false);
     // Filled before the time starts.
@@ -220,7 +269,10 @@ fn run(options: &Options) -> io::Result<(u64, f64)> {
         });
         let load = scope.spawn(|| {
             pin(options.load_core)?;
-            ask(asking, options, &stop)
+            match options.rate {
+                Some(rate) => ask_now_and_then(asking, options, rate, &stop),
+                None => ask(asking, options, &stop),
+            }
         });
         thread::sleep(Duration::from_secs_f64(options.time.clamp(0.01, 3600.0)));
         stop.store(true, Ordering::Relaxed);
@@ -233,9 +285,13 @@ fn run(options: &Options) -> io::Result<(u64, f64)> {
 fn main() -> ExitCode {
     let options = Options::parse();
     match run(&options) {
-        Ok((done, seconds)) => {
-            let iops = done as f64 / seconds;
-            println!("{}", json!({ "iops": iops, "bytes_per_s": iops * f64::from(options.bs) }));
+        Ok(found) => {
+            let iops = found.answers as f64 / found.seconds;
+            let median_us = found.median.map(|median| median.as_secs_f64() * 1e6);
+            println!(
+                "{}",
+                json!({ "iops": iops, "bytes_per_s": iops * f64::from(options.bs), "median_us": median_us })
+            );
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -253,13 +309,13 @@ mod tests {
         let base = ["ceiling", "--time", "0.05", "--target-core", "0", "--load-core", "0"];
         let mut options = Options::parse_from(base.iter().chain(words));
         loop {
-            let (done, seconds) = run(&options).unwrap();
-            assert!(seconds > 0.0, "{words:?}");
-            if done >= u64::from(options.qd) {
+            let found = run(&options).unwrap();
+            assert!(found.seconds > 0.0 && found.median.is_some() == options.rate.is_some(), "{words:?}");
+            if found.answers >= u64::from(options.qd) || options.rate.is_some() {
                 return;
             }
             // Others had the processor meanwhile.
-            assert!(options.time < 10.0, "{words:?}: {done}");
+            assert!(options.time < 10.0, "{words:?}: {}", found.answers);
             options.time *= 2.0;
         }
     }
@@ -270,6 +326,7 @@ mod tests {
             carries(&["--mode", mode]);
             carries(&["--mode", mode, "--qd", "1", "--batch", "1"]);
             carries(&["--mode", mode, "--bs", "131072", "--qd", "4", "--memory", "4"]);
+            carries(&["--mode", mode, "--rate", "100"]);
         }
     }
 
