@@ -88,6 +88,8 @@ def machine(options):
 def sentence(about, runs=True):
     kind = "a virtual machine" if about["virtual"] else "a machine"
     how = f"; median (least to most) of {about['runs']} interleaved runs of {about['seconds']:g} s" if runs else ""
+    near = about.get("near")
+    where = f"; cores within {near['ns']} ns of each other in all but {near['far']} of {near['runs']} measurements" if near else ""
     return (f"Measured on {kind} with {about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB, Linux "
-            f"{about['kernel']}; target on core {about['target_core']}, load on core {about['load_core']}{how}; commit "
+            f"{about['kernel']}; target on core {about['target_core']}, load on core {about['load_core']}{where}{how}; commit "
             f"{about['commit']}.")

@@ -34,9 +34,9 @@ class Fake:
     """In place of what measures: tells a number, fails, or is interrupted."""
 
     def __init__(self, does):
-        self.does, self.is_closed = does, False
+        self.does, self.is_closed, self.far = does, False, 0
 
-    def measure(self, case):
+    def measure_near(self, case):
         return self.does(case)
 
     def close(self):
@@ -115,6 +115,37 @@ class Sums(unittest.TestCase):
     def test_the_limit_is_named(self):
         limits = [measure.limit(*pair) for pair in ((1.0, 1.0), (1.0, 0.1), (0.1, 1.0), (0.1, 0.1), (None, 0.1), (None, 1.0))]
         self.assertEqual(limits, ["both", "target", "load", "latency", None, "load"])
+
+
+class Distance(unittest.TestCase):
+    def bench(self, near, distances):
+        bench = object.__new__(measure.Bench)
+        bench.options, bench.far, bench.measured = options("--near", "200") if near else options(), 0, 0
+        bench._is_near = lambda: next(distances) <= 200
+
+        def count(_):
+            bench.measured += 1
+            return bench.measured
+
+        bench.measure = count
+        return bench
+
+    def test_what_was_measured_between_far_cores_is_measured_again(self):
+        case = next(FAMILIES["nvmf"](True, {}))
+        with mock.patch("time.sleep"):
+            # Far before; moved apart meanwhile; near.
+            bench = self.bench(True, iter([400, 100, 400, 100, 100]))
+            self.assertEqual((bench.measure_near(case), bench.far), (2, 0))
+            # Never near: it is measured all the same, and told.
+            bench = self.bench(True, iter(lambda: 400, None))
+            self.assertEqual((bench.measure_near(case), bench.far), (1, 1))
+            about = {**report.machine(bench.options), "near": {"ns": 200, "far": bench.far, "runs": 3}}
+            self.assertIn("within 200 ns of each other in all but 1 of 3 measurements", report.sentence(about))
+
+    def test_nobody_asks_for_it_or_it_makes_no_difference(self):
+        nvmf, layer = next(FAMILIES["nvmf"](True, {})), next(FAMILIES["layer"](True, {}))
+        self.assertEqual(self.bench(False, iter(())).measure_near(nvmf), 1)
+        self.assertEqual(self.bench(True, iter(())).measure_near(layer), 1)
 
 
 class EarlyEnds(unittest.TestCase):

@@ -10,6 +10,9 @@
 //! The answering side takes what one receive brings and answers up to `--batch` requests with one send. The asking side
 //! sends as many requests as one receive brought answers, in one send.
 //!
+//! With `--distance` nothing is sent: it tells how long a cache line takes from one core to the other and back. A virtual
+//! machine's cores may be of one cache or of two, and what is measured between them depends on it.
+//!
 //! With `--rate` the answering side sleeps in its receive until a request comes, of which there is one at a time, that often: how
 //! long a request takes that finds its target asleep.
 
@@ -18,7 +21,7 @@
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -60,6 +63,9 @@ struct Options {
     /// Requests a second, one at a time, to an answering side that sleeps; so --qd and --batch mean nothing.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rate: Option<u32>,
+    /// Measure only how far the two cores are apart.
+    #[arg(long)]
+    distance: bool,
     /// Seconds.
     #[arg(long, default_value_t = 1.0)]
     time: f64,
@@ -282,8 +288,67 @@ fn run(options: &Options) -> io::Result<Found> {
     })
 }
 
+/// How long a cache line takes from one core to the other and back: the least of some hundred rounds' means, since what
+/// interrupts a round is no distance.
+fn distance(options: &Options) -> io::Result<Duration> {
+    const ROUNDS: u32 = 200;
+    const ROUND: u32 = 50;
+    /// Says that the other side could not begin.
+    const GIVEN_UP: u32 = u32::MAX;
+    let line = AtomicU32::new(0);
+    let wait_for = |value: u32| loop {
+        match line.load(Ordering::Acquire) {
+            GIVEN_UP => return false,
+            found if found == value => return true,
+            _ => std::hint::spin_loop(),
+        }
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            pin(options.load_core).inspect_err(|_| line.store(GIVEN_UP, Ordering::Release))?;
+            for step in 0..ROUNDS * ROUND {
+                if !wait_for(2 * step + 1) {
+                    break;
+                }
+                line.store(2 * step + 2, Ordering::Release);
+            }
+            Ok(())
+        });
+        let mine = scope.spawn(|| {
+            pin(options.target_core).inspect_err(|_| line.store(GIVEN_UP, Ordering::Release))?;
+            let mut least = Duration::MAX;
+            for round in 0..ROUNDS {
+                let start = Instant::now();
+                for step in round * ROUND..(round + 1) * ROUND {
+                    // Not over the other's word that it cannot begin.
+                    let told = line.compare_exchange(2 * step, 2 * step + 1, Ordering::AcqRel, Ordering::Relaxed);
+                    if told.is_err() || !wait_for(2 * step + 2) {
+                        return Ok(least);
+                    }
+                }
+                least = least.min(start.elapsed() / ROUND);
+            }
+            Ok(least)
+        });
+        let least = mine.join().expect("the loop does not panic");
+        other.join().expect("the loop does not panic").and(least)
+    })
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
+    if options.distance {
+        return match distance(&options) {
+            Ok(distance) => {
+                println!("{}", json!({ "distance_ns": distance.as_nanos() as u64 }));
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("the distance cannot be measured: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match run(&options) {
         Ok(found) => {
             let iops = found.answers as f64 / found.seconds;
@@ -327,6 +392,19 @@ mod tests {
             carries(&["--mode", mode, "--qd", "1", "--batch", "1"]);
             carries(&["--mode", mode, "--bs", "131072", "--qd", "4", "--memory", "4"]);
             carries(&["--mode", mode, "--rate", "100"]);
+        }
+    }
+
+    #[test]
+    fn two_cores_are_some_way_apart() {
+        // On one core the threads would wait for each other's time slices.
+        if thread::available_parallelism().is_ok_and(|cores| cores.get() > 1) {
+            let options = Options::parse_from(["ceiling", "--distance"]);
+            assert!(distance(&options).unwrap() > Duration::ZERO);
+        }
+        for core in ["--load-core", "--target-core"] {
+            let options = Options::parse_from(["ceiling", "--distance", core, "100000"]);
+            assert!(distance(&options).unwrap_err().to_string().contains("100000"));
         }
     }
 
