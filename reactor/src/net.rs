@@ -144,10 +144,11 @@ impl Network for OsNetwork {
             Address::Ip(addr) => addr,
             Address::Unix(path) => {
                 let (socket, file) = unix::listen(path, backlog_i32(backlog))?;
-                return Ok(Box::new(OsListener { socket, local: at.clone(), _file: Some(file) }));
+                return Ok(Box::new(OsListener { socket, local: at.clone(), elsewhere: None, _file: Some(file) }));
             }
         };
         let socket = socket(family(addr))?;
+        let elsewhere = unpace(&socket);
         sockopt::set_socket_reuseaddr(&socket, true)?;
         if addr.is_ipv6() {
             // An IPv6 wildcard serves IPv6; IPv4 is asked for by its own listener.
@@ -156,7 +157,7 @@ impl Network for OsNetwork {
         rustix::net::bind(&socket, addr)?;
         rustix::net::listen(&socket, backlog_i32(backlog))?;
         let local = Address::Ip(ip_address(rustix::net::getsockname(&socket)?)?);
-        Ok(Box::new(OsListener { socket, local, _file: None }))
+        Ok(Box::new(OsListener { socket, local, elsewhere, _file: None }))
     }
 
     fn connect_to(&self, to: &Address) -> io::Result<Box<dyn Stream>> {
@@ -168,11 +169,14 @@ impl Network for OsNetwork {
             }
         };
         let socket = socket(family(addr))?;
+        if is_within_machine(addr) {
+            unpace(&socket);
+        }
         match rustix::net::connect(&socket, addr) {
             Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
             Err(errno) => return Err(errno.into()),
         }
-        OsStream::tcp(socket, *addr)
+        OsStream::tcp(socket, *addr, None)
     }
 }
 
@@ -183,6 +187,8 @@ fn ip_address(any: rustix::net::SocketAddrAny) -> io::Result<SocketAddr> {
 struct OsListener {
     socket: OwnedFd,
     local: Address,
+    /// Congestion control of connections from other machines; `None` for that which the socket has.
+    elsewhere: Option<String>,
     /// Removed with the listener.
     _file: Option<unix::SocketFile>,
 }
@@ -196,7 +202,7 @@ impl Listener for OsListener {
                     return match &self.local {
                         Address::Ip(_) => {
                             let peer = peer.ok_or_else(|| io::Error::other("a connection without an address"))?;
-                            OsStream::tcp(socket, ip_address(peer)?)
+                            OsStream::tcp(socket, ip_address(peer)?, self.elsewhere.as_deref())
                         }
                         local => {
                             let peer = Address::Unix(PathBuf::new());
@@ -235,14 +241,33 @@ const LOCAL_SEND_BYTES: usize = 256 * 1024;
 /// as often as not, while a timer sent for it.
 const LOCAL_CONGESTION: &str = "reno";
 
-/// Sets up the socket of a TCP connection.
-fn tune(socket: &OwnedFd, peer: SocketAddr, local: SocketAddr) -> io::Result<()> {
+/// Has a socket use [`LOCAL_CONGESTION`], and so what it accepts; says what it used before, if that is something else. To be
+/// done before there is a connection: one that has begun to pace itself goes on with that under any other congestion control.
+/// An administrator may have forbidden it; then connections are slower, and right all the same.
+fn unpace(socket: &OwnedFd) -> Option<String> {
+    let before = sockopt::tcp_congestion(socket).ok().filter(|name| name != LOCAL_CONGESTION)?;
+    sockopt::set_tcp_congestion(socket, LOCAL_CONGESTION).ok()?;
+    Some(before)
+}
+
+/// Whether `peer` is an address of this machine: the one that it would itself be reached from. Nothing is sent to find out.
+fn is_within_machine(peer: &SocketAddr) -> bool {
+    let local = || -> rustix::io::Result<_> {
+        let probe = rustix::net::socket_with(family(peer), SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::connect(&probe, peer)?;
+        rustix::net::getsockname(&probe)
+    };
+    local().ok().and_then(|local| ip_address(local).ok()).is_some_and(|local| local.ip() == peer.ip())
+}
+
+/// Sets up the socket of a TCP connection; `elsewhere` is its congestion control if it is with another machine.
+fn tune(socket: &OwnedFd, peer: SocketAddr, local: SocketAddr, elsewhere: Option<&str>) -> io::Result<()> {
     // Replies are gathered before they are sent; waiting for more would only add latency.
     sockopt::set_tcp_nodelay(socket, true)?;
     if peer.ip() == local.ip() {
         sockopt::set_socket_send_buffer_size(socket, LOCAL_SEND_BYTES)?;
-        // An administrator may have forbidden it; then the connection is slower, and right all the same.
-        let _ = sockopt::set_tcp_congestion(socket, LOCAL_CONGESTION);
+    } else if let Some(name) = elsewhere {
+        sockopt::set_tcp_congestion(socket, name)?;
     }
     Ok(())
 }
@@ -254,9 +279,9 @@ struct OsStream {
 }
 
 impl OsStream {
-    fn tcp(socket: OwnedFd, peer: SocketAddr) -> io::Result<Box<dyn Stream>> {
+    fn tcp(socket: OwnedFd, peer: SocketAddr, elsewhere: Option<&str>) -> io::Result<Box<dyn Stream>> {
         let local = ip_address(rustix::net::getsockname(&socket)?)?;
-        tune(&socket, peer, local)?;
+        tune(&socket, peer, local, elsewhere)?;
         Ok(Box::new(OsStream { socket, peer: Address::Ip(peer), local: Address::Ip(local) }))
     }
 }
@@ -359,21 +384,37 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sender_within_the_machine_is_held_back_and_not_paced() {
+    fn only_a_sender_within_the_machine_is_held_back() {
         let [here, port, there] = ["127.0.0.1:4420", "127.0.0.1:50000", "192.0.2.1:50000"].map(|a| a.parse().unwrap());
-        let of =
-            |socket| (sockopt::socket_send_buffer_size(&socket).unwrap(), sockopt::tcp_congestion(&socket).unwrap());
-        let tuned = |peer| {
+        let size = |peer| {
             let socket = socket(AddressFamily::INET).unwrap();
-            tune(&socket, peer, here).unwrap();
-            of(socket)
+            tune(&socket, peer, here, None).unwrap();
+            sockopt::socket_send_buffer_size(&socket).unwrap()
         };
-        let untouched = of(socket(AddressFamily::INET).unwrap());
-        assert_eq!(tuned(there), untouched);
-        let (size, congestion) = tuned(port);
-        assert_ne!(size, untouched.0);
-        assert!(size <= 2 * LOCAL_SEND_BYTES);
-        assert_eq!(congestion, LOCAL_CONGESTION);
+        let untouched = sockopt::socket_send_buffer_size(socket(AddressFamily::INET).unwrap()).unwrap();
+        assert_eq!(size(there), untouched);
+        assert_ne!(size(port), untouched);
+        assert!(size(port) <= 2 * LOCAL_SEND_BYTES);
+    }
+
+    #[test]
+    fn connections_within_the_machine_are_not_paced_and_others_are_what_the_host_makes_them() {
+        let [here, port, there] = ["127.0.0.1:4420", "127.0.0.1:50000", "192.0.2.1:50000"].map(|a| a.parse().unwrap());
+        assert!(is_within_machine(&port));
+        assert!(!is_within_machine(&there));
+        let of = |socket: &OwnedFd| sockopt::tcp_congestion(socket).unwrap();
+        let untouched = of(&socket(AddressFamily::INET).unwrap());
+        // As a listener's, and what it accepts.
+        let listener = socket(AddressFamily::INET).unwrap();
+        let elsewhere = unpace(&listener);
+        assert_eq!(of(&listener), LOCAL_CONGESTION);
+        assert_eq!(elsewhere.as_deref().unwrap_or(LOCAL_CONGESTION), untouched);
+        for (peer, expected) in [(port, LOCAL_CONGESTION), (there, &untouched)] {
+            let accepted = socket(AddressFamily::INET).unwrap();
+            unpace(&accepted);
+            tune(&accepted, peer, here, elsewhere.as_deref()).unwrap();
+            assert_eq!(of(&accepted), expected);
+        }
     }
 
     #[test]

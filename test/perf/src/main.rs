@@ -26,6 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde_json::json;
 
 /// A capsule of a command: common header and submission queue entry.
@@ -250,12 +251,15 @@ fn ask(mut stream: TcpStream, options: &Options, stop: &AtomicBool) -> io::Resul
 
 fn run(options: &Options) -> io::Result<Found> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    let asking = TcpStream::connect(listener.local_addr()?)?;
+    // As Ringstone's own within a machine, before there is a connection: a sender that paces itself would be no ceiling.
+    let _ = sockopt::set_tcp_congestion(&listener, "reno");
+    let asking = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    let _ = sockopt::set_tcp_congestion(&asking, "reno");
+    rustix::net::connect(&asking, &listener.local_addr()?)?;
+    let asking = TcpStream::from(asking);
     let (answering, _) = listener.accept()?;
     for stream in [&asking, &answering] {
         stream.set_nodelay(true)?;
-        // As Ringstone's own within a machine: a sender that paces itself would be no ceiling.
-        let _ = rustix::net::sockopt::set_tcp_congestion(stream, "reno");
         stream.set_nonblocking(true)?;
     }
     if options.rate.is_some() {
