@@ -7,9 +7,8 @@
 //! slab (2 MiB, aligned): | piece 0 | piece 1 | ... | piece 31 |      a piece is 64 KiB
 //! ```
 //! A slab in ordinary pages takes memory only for what is written. Once half of its pieces are taken, the kernel may gather it
-//! into a huge page when it finds the time (to be made to do it at once would hold a reactor up for milliseconds); once less
-//! than a quarter is left, the memory of the free ones goes back. So it takes at most four times the memory of the pieces that
-//! are taken. Whoever expects a slab to fill asks for a huge page at once, which comes with the first byte.
+//! into a huge page when it finds the time, so that no reactor waits for it; once less than a quarter is left, the memory of the
+//! free ones goes back. So it takes at most four times the memory of the pieces that are taken. Whoever expects a slab to fill asks for a huge page at once, which comes with the first byte.
 
 use std::fmt;
 use std::io;
