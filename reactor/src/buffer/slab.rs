@@ -8,7 +8,8 @@
 //! ```
 //! A slab in ordinary pages takes memory only for what is written. Once half of its pieces are taken, the kernel may gather it
 //! into a huge page when it finds the time, so that no reactor waits for it; once less than a quarter is left, the memory of the
-//! free ones goes back. So it takes at most four times the memory of the pieces that are taken. Whoever expects a slab to fill asks for a huge page at once, which comes with the first byte.
+//! free ones goes back. So it takes at most four times the memory of the pieces that are taken. Whoever expects a slab to fill
+//! asks for a huge page at once, which comes with the first byte.
 
 use std::fmt;
 use std::io;
