@@ -145,14 +145,15 @@ impl Channel {
         }
     }
 
+    /// Whether something of what was received can be understood or taken. A piece of a header is neither: its rest may never
+    /// come.
+    fn has_untaken(&self) -> bool {
+        self.unread.len() >= HEADER_BYTES || self.session.expects_data().min(self.unread.len()) > 0
+    }
+
     /// The stream has ended and nothing of it is left to understand: the peer should have said so.
     fn judge_end(&mut self) {
-        let whole_header = self.unread.len() >= HEADER_BYTES;
-        if self.eof
-            && !self.session.has_ended()
-            && !whole_header
-            && self.session.expects_data().min(self.unread.len()) == 0
-        {
+        if self.eof && !self.session.has_ended() && !self.has_untaken() {
             self.fault.get_or_insert(Fault::Vanished);
         }
     }
@@ -209,7 +210,7 @@ impl Channel {
         }
         self.judge_end();
         if self.fault.is_none() {
-            if !self.unread.is_empty() {
+            if self.has_untaken() {
                 // Unread input is the owner's doing, not the peer's silence.
                 self.session.heard(now);
             }

@@ -228,6 +228,33 @@ fn idle_channels_live_and_a_peer_that_stops_is_dead_within_a_second() {
 }
 
 #[test]
+fn a_peer_that_stops_inside_a_header_is_dead_within_a_second() {
+    for cut in 1..HEADER_BYTES {
+        let (out, back) = (Arc::<Mutex<Pipe>>::default(), Arc::<Mutex<Pipe>>::default());
+        let wire = TestWire { out, back: Arc::clone(&back), draws: 5 };
+        let mut one = Channel::over(Box::new(wire), SessionConfig::default(), Instant(0));
+        let mut peer = Session::new(SessionConfig::default(), Instant(0));
+        let header = peer.data_header(10, Instant(0));
+        let said = [&peer.hello()[..], &header, b"last words", &header[..cut]].concat();
+        back.lock().unwrap().bytes.extend(said);
+        let (mut now, mut got) = (Instant(0), Vec::new());
+        let fault = loop {
+            now = now + Duration::from_millis(10);
+            assert!(now < Instant(0) + Duration::from_secs(2), "{cut} bytes of a header are taken for life");
+            if let Err(fault) = one.poll(now) {
+                break fault;
+            }
+            let mut out = [0; 64];
+            if let Received::Bytes(n) = one.recv(&mut out, now).unwrap() {
+                got.extend_from_slice(&out[..n]);
+            }
+        };
+        assert!(matches!(fault, Fault::Silent(_)), "{fault}");
+        assert_eq!(got, b"last words");
+    }
+}
+
+#[test]
 fn a_peer_that_vanishes_in_the_middle_is_no_end() {
     let (mut one, mut two) = TestWire::pair(3);
     let mut now = Instant(0);
