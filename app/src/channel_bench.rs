@@ -114,9 +114,18 @@ fn wires(kind: Kind) -> Result<Box<dyn Wires>, String> {
 /// Waits, when it is dropped, for what was dropped before it to be closed.
 struct Closing<'a>(&'a dyn Wires);
 
+/// How long what was dropped may take to be closed: longer than a device tries to reach a peer that is gone.
+const CLOSING: Duration = Duration::from_secs(30);
+
 impl Drop for Closing<'_> {
     fn drop(&mut self) {
-        self.0.wait_closed();
+        let left = self.0.wait_closed(CLOSING);
+        if left > 0 {
+            eprintln!(
+                "ringstone: {left} connections are left to the kernel: their peers are gone, and closing them did \
+                not end within {CLOSING:?}"
+            );
+        }
     }
 }
 

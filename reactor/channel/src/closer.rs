@@ -1,18 +1,31 @@
-//! One thread that closes what blocks while it closes.
+//! Threads that close what blocks while it closes.
 //!
 //! Every socket that needs it holds a [`Permit`] from its opening on, which is a place in the queue; so closing never waits
 //! and never fails, and the number of permits bounds the sockets.
+//!
+//! One thread closes them one after the other. A close that takes longer than [`PATIENCE`] is left to its thread, and another
+//! one goes on with the rest: librdmacm waits without an end for a peer that died while it was connected to.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long one close may keep the others waiting.
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct State {
     queue: VecDeque<Box<dyn Send>>,
-    /// Permits given out, the ones of what is in the queue included.
+    /// Permits given out, the ones of what is in the queue and of what is being closed included.
     out: usize,
+    /// Closes that have begun so far.
+    begun: u64,
+    /// When the last of them began, if it has not ended.
+    last: Option<Instant>,
+    /// Threads that wait for something to do, or will when they begin.
+    idle: usize,
     abandoned: bool,
 }
 
@@ -20,6 +33,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     limit: usize,
+    patience: Duration,
 }
 
 impl Shared {
@@ -27,25 +41,56 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self) {
+    /// One more thread, which counts as idle.
+    fn spawn(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
+        let shared = Arc::clone(self);
+        std::thread::Builder::new().name("channel-closer".into()).spawn(move || shared.run())?;
+        state.idle += 1;
+        Ok(())
+    }
+
+    fn run(self: &Arc<Self>) {
         let mut state = self.lock();
+        state.idle -= 1;
         loop {
-            if let Some(what) = state.queue.pop_front() {
+            let now = Instant::now();
+            let held_up = state.last.map(|began| (began + self.patience).saturating_duration_since(now));
+            if held_up.is_none_or(|left| left.is_zero())
+                && let Some(what) = state.queue.pop_front()
+            {
+                state.begun += 1;
+                let number = state.begun;
+                state.last = Some(now);
+                if state.idle == 0 {
+                    // Without it, the rest waits for this close to end.
+                    let _ = self.spawn(&mut state);
+                }
                 drop(state);
                 drop(what);
                 state = self.lock();
                 state.out -= 1;
+                if state.begun == number {
+                    state.last = None;
+                }
                 self.changed.notify_all();
+                if state.idle > 0 {
+                    return;
+                }
             } else if state.abandoned && state.out == 0 {
                 return;
             } else {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle += 1;
+                state = match held_up.filter(|_| !state.queue.is_empty()) {
+                    Some(left) => self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
+                    None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                };
+                state.idle -= 1;
             }
         }
     }
 }
 
-/// The thread and its queue. When this is dropped, the thread ends with the last permit.
+/// The threads and their queue. When this is dropped, they end with the last permit.
 pub struct Closer {
     shared: Arc<Shared>,
 }
@@ -57,14 +102,17 @@ pub struct Permit {
 }
 
 impl Closer {
-    /// A thread for at most `limit` sockets.
+    /// For at most `limit` sockets, which is also how many threads may be closing at most; one waits.
     ///
     /// # Errors
-    /// When the host refuses the thread.
+    /// When the host refuses the first thread.
     pub fn new(limit: usize) -> io::Result<Closer> {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), limit });
-        let of_thread = Arc::clone(&shared);
-        std::thread::Builder::new().name("channel-closer".into()).spawn(move || of_thread.run())?;
+        Closer::with_patience(limit, PATIENCE)
+    }
+
+    fn with_patience(limit: usize, patience: Duration) -> io::Result<Closer> {
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), limit, patience });
+        shared.spawn(&mut shared.lock())?;
         Ok(Closer { shared })
     }
 
@@ -78,17 +126,16 @@ impl Closer {
         Some(Permit { shared: Arc::clone(&self.shared), used: false })
     }
 
-    /// Waits until nothing is open or being closed any more.
-    pub fn wait_idle(&self) {
-        let mut state = self.shared.lock();
-        while state.out > 0 {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+    /// Waits until nothing is open or being closed any more, or `limit` is over; how many still are.
+    pub fn wait_idle(&self, limit: Duration) -> usize {
+        let state = self.shared.lock();
+        let waited = self.shared.changed.wait_timeout_while(state, limit, |state| state.out > 0);
+        waited.unwrap_or_else(PoisonError::into_inner).0.out
     }
 }
 
 impl Permit {
-    /// Drops `what` on the thread. Does not wait.
+    /// Drops `what` on a thread of the closer. Does not wait.
     pub fn close(mut self, what: Box<dyn Send>) {
         self.used = true;
         self.shared.lock().queue.push_back(what);
@@ -129,6 +176,18 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
+    /// Longer than any test.
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// Says that it was dropped.
+    struct Noted(usize, Arc<Mutex<Vec<usize>>>);
+
+    impl Drop for Noted {
+        fn drop(&mut self) {
+            self.1.lock().unwrap().push(self.0);
+        }
+    }
+
     /// Blocks while it is dropped, as closing an rsocket does, until it is let go.
     struct Slow(mpsc::Receiver<()>, mpsc::Sender<std::thread::ThreadId>);
 
@@ -150,10 +209,51 @@ mod tests {
         assert!(closer.permit().is_none());
         drop(second);
         let third = closer.permit().unwrap();
+        assert_eq!(closer.wait_idle(Duration::ZERO), 2);
         let_go.send(()).unwrap();
         assert_ne!(closed.recv().unwrap(), std::thread::current().id());
         drop(third);
-        closer.wait_idle();
+        assert_eq!(closer.wait_idle(LONG), 0);
+    }
+
+    #[test]
+    fn one_that_takes_too_long_does_not_keep_the_others() {
+        let closer = Closer::with_patience(3, Duration::ZERO).unwrap();
+        let (done, closed) = mpsc::channel();
+        let gates: Vec<_> = (0..3)
+            .map(|_| {
+                let (let_go, gate) = mpsc::channel();
+                closer.permit().unwrap().close(Box::new(Slow(gate, done.clone())));
+                let_go
+            })
+            .collect();
+        // The last one ends while the two before it are stuck, and its place is free again.
+        gates[2].send(()).unwrap();
+        closed.recv().unwrap();
+        while closer.shared.lock().out == 3 {
+            std::thread::yield_now();
+        }
+        drop(closer.permit().unwrap());
+        assert_eq!(closer.wait_idle(Duration::ZERO), 2);
+        drop(gates);
+        assert_eq!(closer.wait_idle(LONG), 0);
+    }
+
+    #[test]
+    fn while_patience_lasts_one_thread_closes_in_order() {
+        let closer = Closer::with_patience(8, LONG).unwrap();
+        let (let_go, gate) = mpsc::channel();
+        let (done, closed) = mpsc::channel();
+        closer.permit().unwrap().close(Box::new(Slow(gate, done)));
+        let order = Arc::<Mutex<Vec<usize>>>::default();
+        for number in 0..7 {
+            closer.permit().unwrap().close(Box::new(Noted(number, Arc::clone(&order))));
+        }
+        assert_eq!(closer.wait_idle(Duration::ZERO), 8);
+        let_go.send(()).unwrap();
+        closed.recv().unwrap();
+        assert_eq!(closer.wait_idle(LONG), 0);
+        assert_eq!(*order.lock().unwrap(), [0, 1, 2, 3, 4, 5, 6]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | [`session`] | handshake, frames, keep-alives: bytes and time in, bytes and time out |
 //! | [`wire`] | streams: of a platform's network, and rsockets |
 //! | [`channel`] | a stream, its session and its buffers |
-//! | [`closer`] | the one thread on which rsockets are closed, since that blocks |
+//! | [`closer`] | threads on which rsockets are closed, since that blocks |
 //!
 //! rsockets cannot sit in epoll or io_uring: whoever has one that matters must keep polling.
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use reactor::net::{Address, Listener, Network, Stream};
 use reactor::park::{Ready, Source};
@@ -74,9 +75,13 @@ pub trait Wires: Send + Sync {
     /// # Errors
     /// When the host refuses, or something that is needed is missing.
     fn listen(&self, addr: SocketAddr, backlog: u32) -> io::Result<Box<dyn WireListener>>;
-    /// Waits until every stream and listener that was dropped is closed, as long as their peers take. A process must do so
-    /// before it ends, or its libraries are taken down under the thread that closes.
-    fn wait_closed(&self) {}
+    /// Waits until every stream and listener is closed, as long as their peers take, but not longer than `limit`; how many are
+    /// not. A process does so before it ends, or its libraries are taken down under the thread that closes; what is not closed
+    /// in a good while waits in the kernel, and can be left there.
+    fn wait_closed(&self, limit: Duration) -> usize {
+        let _ = limit;
+        0
+    }
 }
 
 fn ip(address: &Address) -> SocketAddr {
@@ -220,7 +225,7 @@ impl Wire for TcpWire {
     }
 }
 
-/// rsockets. Each is closed on the one thread of `closer`.
+/// rsockets. Each is closed on a thread of `closer`.
 #[derive(Debug)]
 pub struct RsocketWires {
     closer: Arc<Closer>,
@@ -265,8 +270,8 @@ impl Wires for RsocketWires {
         Ok(Box::new(RsocketListener { open: Open::new(socket, permit), closer: Arc::clone(&self.closer), local }))
     }
 
-    fn wait_closed(&self) {
-        self.closer.wait_idle();
+    fn wait_closed(&self, limit: Duration) -> usize {
+        self.closer.wait_idle(limit)
     }
 }
 
