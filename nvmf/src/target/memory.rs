@@ -47,7 +47,7 @@ mod tests {
         let (connection, controller) = (connection_bytes(&options), controller_bytes(&options));
         assert!((48 << 10..=64 << 10).contains(&connection), "{connection} bytes a connection");
         assert!(controller <= 80 << 10, "{controller} bytes a controller");
-        assert_eq!(UNREAD_BYTES, 256 << 10);
+        assert_eq!(UNREAD_BYTES, 512 << 10);
     }
 
     #[test]

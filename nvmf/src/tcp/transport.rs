@@ -22,7 +22,7 @@ use crate::target::transport::{AbortOutcome, Acceptor, Event, Incoming, Life, Pl
 use crate::target::view::{ListenAddress, TransportKind, TransportOptions};
 
 /// Bytes that one receive takes at most, besides data that lands in its place.
-pub(crate) const SCRATCH_BYTES: usize = 256 * 1024;
+pub(crate) const SCRATCH_BYTES: usize = 512 * 1024;
 /// Slices gathered into one send.
 const SEND_SLICES: usize = 512;
 /// The same for sends of at most [`SMALL_SEND_BYTES`].
