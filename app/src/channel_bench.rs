@@ -122,8 +122,8 @@ impl Drop for Closing<'_> {
         let left = self.0.wait_closed(CLOSING);
         if left > 0 {
             eprintln!(
-                "ringstone: {left} connections are left to the kernel: their peers are gone, and closing them did \
-                not end within {CLOSING:?}"
+                "ringstone: closing did not end within {CLOSING:?} for {left} of the connections, whose peers are gone: \
+                 left to the kernel"
             );
         }
     }
