@@ -73,7 +73,8 @@ impl Shared {
                     state.last = None;
                 }
                 self.changed.notify_all();
-                if state.idle > 0 {
+                // This one and another are enough: whoever was stuck has been replaced meanwhile.
+                if state.idle > 1 {
                     return;
                 }
             } else if state.abandoned && state.out == 0 {
@@ -102,7 +103,7 @@ pub struct Permit {
 }
 
 impl Closer {
-    /// For at most `limit` sockets, which is also how many threads may be closing at most; one waits.
+    /// For at most `limit` sockets, which is also how many threads may be closing at most; two may wait.
     ///
     /// # Errors
     /// When the host refuses the first thread.

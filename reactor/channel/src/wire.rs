@@ -78,8 +78,7 @@ pub trait Wires: Send + Sync {
     /// Waits until every stream and listener is closed, as long as their peers take, but not longer than `limit`; how many are
     /// not. A process does so before it ends, or its libraries are taken down under the thread that closes; what is not closed
     /// in a good while waits in the kernel, and can be left there.
-    fn wait_closed(&self, limit: Duration) -> usize {
-        let _ = limit;
+    fn wait_closed(&self, _limit: Duration) -> usize {
         0
     }
 }
