@@ -25,8 +25,10 @@ from .image import which
 from .process import HarnessError, free_port, spawn, stop
 
 BOOT_TIMEOUT_S = 300
-# Without the last one, a kernel that is emulated on a busy machine may see too few ticks of its timer at the start, and panic.
-BOOT_OPTIONS = "console=ttyS0 quiet panic=1 oops=panic nowatchdog no_timer_check"
+# Without no_timer_check, a kernel that is emulated on a busy machine may see too few ticks of its timer at the start, and panic.
+# tsc=reliable: it is emulated from one clock for all processors. Compared with another clock on a busy machine it looks unstable, the kernel
+# then changes code that other processors run, and where that is emulated they die of it.
+BOOT_OPTIONS = "console=ttyS0 quiet panic=1 oops=panic nowatchdog no_timer_check tsc=reliable"
 # The guest reaches the loopback interface of the host at this address.
 HOST_ADDRESS = "10.0.2.2"
 # What the kernel prints when it has found itself broken; a test during which it does has failed.
